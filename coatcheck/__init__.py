@@ -1,0 +1,1 @@
+"""Coatcheck: takes a feature request through a team of LLM agents, durably."""

@@ -1,0 +1,134 @@
+"""Every exception that Coatcheck raises on purpose.
+
+    CoatcheckError
+    ├── DependencyDownError          a server that we need is away; exit code 3
+    │   ├── MessagingUnavailableError
+    │   └── StorageUnavailableError
+    ├── NotAuthorizedError           this identity may not use that subject
+    ├── DeliverableError
+    │   ├── DeliverableTooLargeError
+    │   ├── DeliverableNotFoundError
+    │   ├── DeliverableExpiredError
+    │   ├── DeliverableLostError
+    │   └── DeliverableCorruptError
+    ├── StreamMissingError
+    ├── AgentOutputError
+    ├── AgentLimitError
+    ├── WorkerStoppingError
+    └── TurnRefusedError             the LLM proxy's typed refusal
+
+`code` is the dotted name that crosses process borders (`schemas.errors`), `retryable` says whether trying again can
+help. Expected business outcomes (a rejected critique, a failed test) are results, not exceptions.
+"""
+
+from typing import ClassVar
+
+from schemas import errors as codes
+
+
+class CoatcheckError(Exception):
+    """An error of Coatcheck's own; `str()` is a message for people."""
+
+    code: ClassVar[str] = "coatcheck.error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        """What to try, shown after `hint:`."""
+
+
+class DependencyDownError(CoatcheckError):
+    """A server that we need does not answer."""
+
+    code = "dependency.down"
+    retryable = True
+
+
+class MessagingUnavailableError(DependencyDownError):
+    """NATS is away, or a publish is indeterminate: it must be retried with the same message id."""
+
+    code = codes.MESSAGING_UNAVAILABLE
+
+
+class StorageUnavailableError(DependencyDownError):
+    """PostgreSQL is away."""
+
+    code = codes.STORAGE_UNAVAILABLE
+
+
+class NotAuthorizedError(CoatcheckError):
+    """This NATS identity may not publish or subscribe there."""
+
+    code = codes.NOT_AUTHORIZED
+
+
+class DeliverableError(CoatcheckError):
+    """A deliverable cannot be stored or read."""
+
+    code = "deliverable.error"
+
+
+class DeliverableTooLargeError(DeliverableError):
+    """The encoded deliverable is over the server's message limit."""
+
+    code = codes.DELIVERABLE_TOO_LARGE
+
+
+class DeliverableNotFoundError(DeliverableError):
+    """No message is stored under that subject, or that sequence was never written."""
+
+    code = codes.DELIVERABLE_NOT_FOUND
+
+
+class DeliverableExpiredError(DeliverableError):
+    """Retention has dropped it: its sequence is below the stream's first."""
+
+    code = codes.DELIVERABLE_EXPIRED
+
+
+class DeliverableLostError(DeliverableError):
+    """A reference names a sequence beyond the stream's last: acknowledged data is gone."""
+
+    code = codes.DELIVERABLE_LOST
+
+
+class DeliverableCorruptError(DeliverableError):
+    """The stored bytes do not have the sha256 of the reference."""
+
+    code = codes.DELIVERABLE_CORRUPT
+
+
+class StreamMissingError(CoatcheckError):
+    """A stream that must exist does not, or has lost messages that were recorded."""
+
+    code = codes.STREAM_MISSING
+
+
+class AgentOutputError(CoatcheckError):
+    """The model did not give a usable answer within its bounded tries."""
+
+    code = codes.AGENT_INVALID_OUTPUT
+
+
+class AgentLimitError(CoatcheckError):
+    """The agent used up its turns or tokens."""
+
+    code = codes.AGENT_LIMIT
+
+
+class WorkerStoppingError(CoatcheckError):
+    """The worker is shutting down and stops before the next turn; another attempt goes on from the journal."""
+
+    code = codes.WORKER_STOPPING
+    retryable = True
+
+
+class TurnRefusedError(CoatcheckError):
+    """The LLM proxy's refusal; the instance carries the code, and whether and when to try again."""
+
+    def __init__(self, message: str, *, code: str, retryable: bool, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.turn_code = code
+        self.turn_retryable = retryable
+        self.retry_after_seconds = retry_after_seconds

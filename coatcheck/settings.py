@@ -1,0 +1,48 @@
+"""Settings from the environment, read once by entry points and passed down in small pieces.
+
+Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers and providers
+(`TEMPORAL_ADDRESS`, `NATS_URL`, `DATABASE_URL`, `OPENAI_API_KEY`, …).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What an operator can set."""
+
+    model_config = SettingsConfigDict(env_prefix="COATCHECK_", extra="ignore", frozen=True, populate_by_name=True)
+
+    data_dir: Path = Path(".coatcheck")
+    """Data, logs, keys and status of the local stack."""
+
+    temporal_address: str | None = Field(None, validation_alias=AliasChoices("TEMPORAL_ADDRESS"))
+    temporal_namespace: str = Field("default", validation_alias=AliasChoices("TEMPORAL_NAMESPACE"))
+    nats_url: str | None = Field(None, validation_alias=AliasChoices("NATS_URL"))
+    nats_monitor_url: str | None = Field(None, validation_alias=AliasChoices("NATS_MONITOR_URL"))
+    nats_isolation: Literal["accounts", "shared"] = "accounts"
+    """`shared`: one unauthenticated account for all, for a first try on a server of your own; no isolation."""
+    nats_keys_dir: Path | None = None
+    """Folder of the NATS keys and passwords; `<data_dir>/nats/keys` by default."""
+    database_url: SecretStr | None = Field(None, validation_alias=AliasChoices("DATABASE_URL"))
+    gateway_database_url: SecretStr | None = Field(None, validation_alias=AliasChoices("GATEWAY_DATABASE_URL"))
+    """A role that may only journal turns; `DATABASE_URL` when absent."""
+
+    model: str | None = None
+    """`provider:model`, such as `openai:gpt-5-mini`, `anthropic:claude-sonnet-4-5` or `scripted`."""
+    openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY"))
+    openai_base_url: str | None = Field(None, validation_alias=AliasChoices("OPENAI_BASE_URL"))
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("ANTHROPIC_API_KEY"))
+    provider_timeout_seconds: float = 600
+    provider_failures: int = 5
+    """Failed calls of one turn (5xx, time-outs, cut connections) before its stage fails for good."""
+    scripted_latency_seconds: float = 0.6
+    """How long the scripted author pretends to think per turn, so that progress can be watched."""
+    scripted_report_bytes: int = 0
+    """Pads the scripted reports to at least this size; for load tests."""
+
+    agent_slots: int = 200
+    """Agent turns in flight per agent worker; they wait, they do not burn CPU."""

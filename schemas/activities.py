@@ -1,0 +1,128 @@
+"""Signatures of the activities: names, inputs, results and default options. Implementations are in `activities/`.
+
+A workflow calls these by name and never imports an implementation, so that no driver reaches the sandbox.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+from temporalio.common import RetryPolicy
+
+from schemas.deliverable import DeliverableRef
+from schemas.errors import NON_RETRYABLE
+
+MAX_RESULT_BYTES: Final = 8 * 1024
+"""The claim-check rule: a larger activity result is refused by the worker's interceptor."""
+
+
+class StageInputRef(BaseModel):
+    """A reference to another stage's deliverable."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    ref: DeliverableRef
+
+
+class RunStageInput(BaseModel):
+    """What an agent is told: references, never bodies. The brief stays with the run and is claimed by its key."""
+
+    run_key: str
+    feature: str
+    stage: str
+    round: int
+    inputs: list[StageInputRef] = []
+    """Deliverables to work from, in the order of the stages; for a later round also the review that asked for it."""
+    comment: str = ""
+    """A person's words, when a decision asked for this round."""
+
+
+def stage_activity(agent: str, task_type: str) -> str:
+    """Activity type `<agent>.<taskType>`: one per agent, since replay tests cannot tell a generic one apart."""
+    return f"{agent}.{task_type}"
+
+
+STAGE_START_TO_CLOSE: Final = timedelta(minutes=60)
+STAGE_SCHEDULE_TO_CLOSE: Final = timedelta(hours=24)
+STAGE_HEARTBEAT_TIMEOUT: Final = timedelta(seconds=5)
+"""How long a dead agent worker goes unnoticed. Short, so that a run goes on within 10 s of a worker being back."""
+STAGE_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2,
+    maximum_interval=timedelta(seconds=30),
+    maximum_attempts=20,
+    non_retryable_error_types=list(NON_RETRYABLE),
+)
+"""Attempts are for worker deaths and outages. Provider failures are bounded by the LLM proxy, per turn and durably."""
+
+RECORD_STATE: Final = "state.record"
+"""Local activity on the core worker: one statement writes the rows of one step of a run."""
+RECORD_SCHEDULE_TO_CLOSE: Final = timedelta(hours=24)
+RECORD_START_TO_CLOSE: Final = timedelta(seconds=10)
+RECORD_LOCAL_RETRY_THRESHOLD: Final = timedelta(seconds=10)
+RECORD_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200), backoff_coefficient=2, maximum_interval=timedelta(seconds=5)
+)
+
+
+class RunRow(BaseModel):
+    """Absolute state of the run's `workflows` row after a step; writing it twice changes nothing."""
+
+    run_key: str
+    revision: int
+    """Counts the steps of the run; an older revision never overwrites a newer one."""
+    temporal_workflow_id: str
+    feature: str
+    tenant: str
+    status: str
+    current_step: str | None
+    total_steps: int
+    completed_steps: int
+    step_results: dict[str, Any]
+    """Stage → its last notice."""
+    assigned_agents: list[str]
+    error: str | None = None
+    started_at: datetime
+    completed_at: datetime | None = None
+    brief: str | None = None
+    """Only in the first step; it becomes the row's description."""
+
+
+class TaskRow(BaseModel):
+    """Absolute state of one `task_executions` row: one round of one stage."""
+
+    task_key: str
+    agent: str
+    stage: str
+    task_type: str
+    round: int
+    status: str
+    input_data: dict[str, Any] = {}
+    output_data: dict[str, Any] | None = None
+    """The notice, once complete."""
+    error: str | None = None
+    retry_count: int = 0
+    started_at: datetime
+    completed_at: datetime | None = None
+
+
+class EventRow(BaseModel):
+    """One `events` row; `event_id` is deterministic, so that a repeated step adds nothing."""
+
+    event_id: str
+    event_type: str
+    entity_type: str
+    entity_id: str
+    agent: str | None = None
+    severity: str = "info"
+    payload: dict[str, Any] = {}
+    created_at: datetime
+
+
+class RecordInput(BaseModel):
+    """Input of `state.record`: everything that one step of a run changes, in one transaction."""
+
+    run: RunRow
+    tasks: list[TaskRow] = []
+    events: list[EventRow] = []

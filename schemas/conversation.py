@@ -1,0 +1,92 @@
+"""Request-reply between an agent and the LLM proxy: one model turn.
+
+Bodies of deliverables and the brief never cross this wire. The agent puts a *claim* into its prompt, a marker text
+that is listed in `claims`; the proxy replaces it by the body, fetched and verified, just before the provider call.
+So the journal stores the marker, a retried turn is the same turn, and a 9 MB deliverable costs a prompt 120 bytes.
+"""
+
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from schemas.deliverable import DeliverableRef
+from schemas.notice import Notice
+
+
+class Claim(BaseModel):
+    """A marker in the messages and what the proxy puts in its place.
+
+    Only markers listed by the agent's own code are replaced, so text that a user or a model wrote cannot claim.
+    """
+
+    marker: str
+    deliverable: DeliverableRef | None = None
+    """`None` claims the run's brief."""
+    offset: int = 0
+    """First character of the content that is shown."""
+    limit: int
+    """Most characters of the content that are shown; what is cut is said in the text."""
+
+
+class TurnRequest(BaseModel):
+    """Ask for turn `turn` of the task; idempotent by (`task_key`, `turn`)."""
+
+    run_key: str
+    task_key: str
+    turn: int = Field(ge=1)
+    model: str | None = None
+    """`provider:model`; the proxy's default when absent."""
+    instructions: str
+    """The role's prompt; sent with every turn, journalled as its sha256."""
+    messages: list[dict[str, Any]]
+    """pydantic-ai messages since the last answer; the proxy has the earlier ones."""
+    parameters: dict[str, Any]
+    """pydantic-ai `ModelRequestParameters`: the tools and the form of the answer."""
+    settings: dict[str, Any] = {}
+    """pydantic-ai `ModelSettings`."""
+    claims: list[Claim] = []
+    """Of all turns so far."""
+
+
+class TurnAnswer(BaseModel):
+    """The model's message, from the provider or from the journal."""
+
+    kind: Literal["answer"] = "answer"
+    message: dict[str, Any]
+    """A pydantic-ai `ModelResponse`, with usage."""
+    model: str
+    """`provider:model` that wrote it."""
+    cost_usd: Decimal | None
+    """`None` when no price is known."""
+    replayed: bool = False
+    """From the journal: nothing was paid for this request."""
+
+
+class TurnPending(BaseModel):
+    """The call is still under way; ask again with the same key to join it."""
+
+    kind: Literal["pending"] = "pending"
+
+
+class TurnFinished(BaseModel):
+    """The task is already recorded as complete, for instance before a reset: take its notice."""
+
+    kind: Literal["finished"] = "finished"
+    notice: Notice
+
+
+class TurnError(BaseModel):
+    """A typed refusal."""
+
+    kind: Literal["error"] = "error"
+    code: str
+    message: str
+    retryable: bool
+    retry_after_seconds: float | None = None
+
+
+class TurnReply(BaseModel):
+    """The proxy's reply."""
+
+    reply: TurnAnswer | TurnPending | TurnFinished | TurnError = Field(discriminator="kind")

@@ -1,0 +1,73 @@
+"""The notice: what an agent hands to the orchestrator instead of its work. About 200 tokens, at most 1 KB."""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.deliverable import DeliverableRef, Sha256
+
+MAX_NOTICE_BYTES: Final = 1024
+
+
+class Verdict(StrEnum):
+    """What a reviewing or testing stage says of the work before it."""
+
+    APPROVE = "approve"
+    REVISE = "revise"
+    REJECT = "reject"
+    PASS = "pass"  # noqa: S105  a verdict
+    FAIL = "fail"
+
+
+class NoticeMetadata(BaseModel):
+    """Our fields; the seed leaves `metadata` open. Absent values are left out on the wire."""
+
+    model_config = ConfigDict(extra="allow")
+
+    stream: str
+    sequence: int
+    sha256: Sha256
+    bytes: int
+    round: int
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: Decimal | None = None
+    """Decimal as a string; left out when the price is unknown, which is not the same as free."""
+    model: str | None = None
+    attempt: int | None = None
+    """Left out for the first attempt."""
+    verdict: Verdict | None = None
+    rework: list[str] | None = None
+    """Stages that a failed test sends back."""
+    trace_id: str | None = None
+
+
+class Notice(BaseModel):
+    """Field names exactly as in the seed (003, Completion Notice Structure)."""
+
+    status: Literal["complete", "blocked"]
+    agent: str
+    task: str
+    """The feature's slug."""
+    nats_channel: str
+    """Subject of the deliverable."""
+    summary: str
+    complexity: Literal["Low", "Medium", "High"] = "Medium"
+    blockers: str = "None"
+    ready_for_next_stage: bool = True
+    completion_time: datetime
+    files_modified: int = 0
+    metadata: NoticeMetadata
+
+    @property
+    def ref(self) -> DeliverableRef:
+        """The ticket for the deliverable that this notice announces."""
+        meta = self.metadata
+        return DeliverableRef(stream=meta.stream, sequence=meta.sequence, sha256=meta.sha256, bytes=meta.bytes)
+
+    def to_wire(self) -> bytes:
+        """Compact JSON without absent values."""
+        return self.model_dump_json(exclude_none=True).encode()
