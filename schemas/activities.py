@@ -33,7 +33,9 @@ class RunStageInput(BaseModel):
     stage: str
     round: int
     inputs: list[StageInputRef] = []
-    """Deliverables to work from, in the order of the stages; for a later round also the review that asked for it."""
+    """Deliverables handed to the agent; for a later round also its own last one and the review that asked for it."""
+    tickets: list[StageInputRef] = []
+    """Other deliverables of the run, which the agent may fetch when it needs them."""
     comment: str = ""
     """A person's words, when a decision asked for this round."""
 

@@ -37,12 +37,10 @@ class TurnRequest(BaseModel):
     turn: int = Field(ge=1)
     model: str | None = None
     """`provider:model`; the proxy's default when absent."""
-    instructions: str
-    """The role's prompt; sent with every turn, journalled as its sha256."""
     messages: list[dict[str, Any]]
     """pydantic-ai messages since the last answer; the proxy has the earlier ones."""
     parameters: dict[str, Any]
-    """pydantic-ai `ModelRequestParameters`: the tools and the form of the answer."""
+    """pydantic-ai `ModelRequestParameters`: the role's instructions, the tools and the form of the answer."""
     settings: dict[str, Any] = {}
     """pydantic-ai `ModelSettings`."""
     claims: list[Claim] = []

@@ -1,0 +1,48 @@
+"""Agent activities: one activity type per agent, so that a replay tells `roy.backend` from `jen.frontend`."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from temporalio import activity
+
+from coatcheck.agents.loop import StageRunner, Task
+from coatcheck.agents.roles import Role
+from schemas.activities import RunStageInput, stage_activity
+from schemas.notice import Notice
+from schemas.workflow_ids import task_key
+
+HEARTBEAT_SECONDS = 2.0
+"""Well below the heartbeat timeout of 5 s, so that one late beat is not a death."""
+
+StageActivity = Callable[[RunStageInput], Awaitable[Notice]]
+
+
+def stage_activity_for(role: Role, runner: StageRunner) -> StageActivity:
+    """The activity of `role`, to be registered on its own task queue."""
+
+    @activity.defn(name=stage_activity(role.agent, role.task_type))
+    async def run_stage(order: RunStageInput) -> Notice:
+        info = activity.info()
+        async with _heartbeats():
+            return await runner.run(
+                Task(order=order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
+            )
+
+    return run_stage
+
+
+@contextlib.asynccontextmanager
+async def _heartbeats() -> AsyncIterator[None]:
+    """Beat in the background: one model call may take minutes, and a beat is how a cancellation arrives."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            activity.heartbeat()
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()

@@ -1,0 +1,172 @@
+"""`ProxyModel`: the agent's model, a client of the LLM proxy.
+
+Owns turn numbering and waiting for an answer. Turns are numbered by the answers in the conversation, so a retried
+activity asks for turn 1 again, is given the journalled answer, and walks to where it was without paying.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse
+from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.settings import ModelSettings
+
+from coatcheck.errors import MessagingUnavailableError, TurnRefusedError, WorkerStoppingError
+from coatcheck.failpoints import failpoint
+from schemas.conversation import Claim, TurnAnswer, TurnError, TurnFinished, TurnPending, TurnReply, TurnRequest
+from schemas.notice import Notice
+
+AskProxy = Callable[[bytes], Awaitable[bytes]]
+"""Sends an encoded `TurnRequest` on the agent's own subject and returns the encoded `TurnReply`.
+
+Raises `MessagingUnavailableError` when no proxy answers.
+"""
+
+PROXY_AWAY_SECONDS = 60.0
+"""How long one attempt waits for a proxy to come back; a restart takes about 2 s."""
+
+_PARAMETERS = TypeAdapter(ModelRequestParameters)
+_VOLATILE = frozenset({"timestamp", "run_id", "conversation_id", "instructions", "state"})
+"""Fields that differ from attempt to attempt, or that travel elsewhere; they stay out of the journal."""
+
+
+class TaskFinishedError(Exception):
+    """Control flow: the task is already recorded as complete, so its notice is the result."""
+
+    def __init__(self, notice: Notice) -> None:
+        super().__init__("already complete")
+        self.notice = notice
+
+
+@dataclass
+class Spending:
+    """What the turns of one task took, journalled ones included."""
+
+    models: set[str] = field(default_factory=set)
+    cost_usd: Decimal | None = Decimal(0)
+
+    def add(self, answer: TurnAnswer) -> None:
+        """Add one turn; one unknown price makes the sum unknown."""
+        self.models.add(answer.model)
+        known = self.cost_usd is not None and answer.cost_usd is not None
+        self.cost_usd = (self.cost_usd or Decimal(0)) + (answer.cost_usd or Decimal(0)) if known else None
+
+
+class ProxyModel(Model):
+    """A pydantic-ai model for one task of one agent."""
+
+    def __init__(
+        self,
+        ask: AskProxy,
+        *,
+        run_key: str,
+        task_key: str,
+        model: str | None,
+        claims: list[Claim],
+        stopping: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._ask = ask
+        self._run_key = run_key
+        self._task_key = task_key
+        self._model = model
+        self._stopping = stopping
+        self.claims = claims
+        """Markers that the prompt and the tools have used; the proxy replaces these and no others."""
+        self.spending = Spending()
+
+    @property
+    def model_name(self) -> str:
+        """The model asked for; the proxy may have a default of its own."""
+        return self._model or "default"
+
+    @property
+    def system(self) -> str:
+        """The provider's name in telemetry."""
+        return "coatcheck"
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Get the next answer from the proxy, or the journalled one.
+
+        Raises:
+            TurnRefusedError: the proxy refused, or stayed away for a minute.
+            WorkerStoppingError: the worker is shutting down; nothing new is begun.
+            TaskFinishedError: the task was finished by an earlier attempt or before a reset.
+        """
+        if self._stopping():
+            raise WorkerStoppingError("the worker is stopping; another one goes on from the journal")
+        last_answer = max((index for index, item in enumerate(messages) if isinstance(item, ModelResponse)), default=-1)
+        turn = 1 + sum(isinstance(item, ModelResponse) for item in messages)
+        await failpoint("agent.before_turn")
+        request = TurnRequest(
+            run_key=self._run_key,
+            task_key=self._task_key,
+            turn=turn,
+            model=self._model,
+            messages=[_plain(item) for item in messages[last_answer + 1 :]],
+            parameters=_PARAMETERS.dump_python(model_request_parameters, mode="json", exclude_defaults=True),
+            settings=dict(model_settings or {}),
+            claims=self.claims,
+        )
+        answer = await self._answer(request)
+        await failpoint("agent.after_turn")
+        self.spending.add(answer)
+        [message] = ModelMessagesTypeAdapter.validate_python([answer.message])
+        assert isinstance(message, ModelResponse)
+        return message
+
+    async def _answer(self, request: TurnRequest) -> TurnAnswer:
+        """Ask until the turn is settled; asking again joins the call that is under way."""
+        payload = request.model_dump_json().encode()
+        clock = asyncio.get_running_loop().time
+        last_heard, pause = clock(), 0.1
+        while True:
+            try:
+                reply = TurnReply.model_validate_json(await self._ask(payload)).reply
+            except MessagingUnavailableError as error:
+                if clock() - last_heard > PROXY_AWAY_SECONDS:
+                    raise TurnRefusedError(
+                        f"no LLM proxy has answered for {PROXY_AWAY_SECONDS:.0f} s: is the gateway worker running?",
+                        code=error.code,
+                        retryable=True,
+                    ) from error
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 2.0)
+                continue
+            last_heard, pause = clock(), 0.1
+            match reply:
+                case TurnAnswer():
+                    return reply
+                case TurnFinished():
+                    raise TaskFinishedError(reply.notice)
+                case TurnError():
+                    raise TurnRefusedError(
+                        reply.message,
+                        code=reply.code,
+                        retryable=reply.retryable,
+                        retry_after_seconds=reply.retry_after_seconds,
+                    )
+                case TurnPending():
+                    if self._stopping():
+                        raise WorkerStoppingError("the worker is stopping; the call under way is journalled")
+
+
+def _plain(message: ModelMessage) -> dict[str, Any]:
+    """The message as JSON values, without what differs between attempts."""
+    [data] = ModelMessagesTypeAdapter.dump_python([message], mode="json", exclude_none=True)
+    return {
+        key: [{name: item for name, item in part.items() if name not in _VOLATILE} for part in value]
+        if key == "parts"
+        else value
+        for key, value in data.items()
+        if key not in _VOLATILE
+    }

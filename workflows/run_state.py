@@ -1,0 +1,352 @@
+"""What one run of `FeaturePipeline` knows about itself, and how that looks to others.
+
+Owns the bookkeeping: rounds, notices, status, and their projections as rows, events, progress, details and result.
+Does not decide what happens next; that is `feature_pipeline`. Every change is collected in a step until `take_step`
+hands it to the state activity, so that one stage costs one statement.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from schemas.activities import EventRow, RecordInput, RunRow, StageInputRef, TaskRow
+from schemas.notice import Notice
+from schemas.pipeline import (
+    Decision,
+    FeatureRequest,
+    PipelineResult,
+    Progress,
+    RunStatus,
+    Stage,
+    StageOutcome,
+    StageProgress,
+    StageState,
+    TaskNotice,
+    Waiting,
+)
+from schemas.workflow_ids import activity_id, event_id, task_key
+
+ENDED = frozenset(
+    {RunStatus.COMPLETED, RunStatus.REJECTED, RunStatus.EXPIRED, RunStatus.CANCELLED, RunStatus.FAILED}
+)
+
+
+@dataclass
+class Round:
+    """One round of a stage."""
+
+    stage: Stage
+    number: int
+    task_key: str
+    started_at: datetime
+    inputs: list[StageInputRef]
+    comment: str
+    completed_at: datetime | None = None
+    notice: Notice | None = None
+
+
+@dataclass
+class RunState:
+    """The whole state of a run; plain data, changed only by its methods."""
+
+    request: FeatureRequest
+    run_key: str
+    workflow_id: str
+    started_at: datetime
+    status: RunStatus = RunStatus.RUNNING
+    rounds: list[Round] = field(default_factory=list)
+    waiting: Waiting | None = None
+    error: str | None = None
+    completed_at: datetime | None = None
+    _done: set[str] = field(default_factory=set)
+    _revision: int = 0
+    _tasks: dict[str, TaskRow] = field(default_factory=dict)
+    _events: list[EventRow] = field(default_factory=list)
+    _event_count: int = 0
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """The run starts."""
+        self._emit("run.started", self.started_at, {"feature": self.request.feature, "tenant": self.request.tenant})
+
+    def start_round(self, stage: Stage, now: datetime, inputs: list[StageInputRef], comment: str) -> Round:
+        """Begin the next round of `stage`."""
+        number = self.round_count(stage.name) + 1
+        key = task_key(self.run_key, activity_id(stage.name, number))
+        current = Round(stage, number, key, now, inputs, comment)
+        self.rounds.append(current)
+        self._done.discard(stage.name)
+        self._tasks[key] = self._task_row(current, "running")
+        self._emit("stage.started", now, {"stage": stage.name, "round": number}, current)
+        return current
+
+    def finish_round(self, current: Round, notice: Notice, now: datetime) -> None:
+        """The agent has returned its notice."""
+        current.notice, current.completed_at = notice, now
+        self._tasks[current.task_key] = self._task_row(current, "completed")
+        payload: dict[str, Any] = {
+            "stage": current.stage.name,
+            "round": current.number,
+            "subject": notice.nats_channel,
+            "sequence": notice.metadata.sequence,
+            "verdict": notice.metadata.verdict,
+        }
+        self._emit("stage.completed", now, payload, current)
+
+    def finish_stage(self, stage: Stage) -> None:
+        """Nothing more is wanted of the stage, unless a later one sends it back."""
+        self._done.add(stage.name)
+
+    def wait(self, stage: Stage, reason: str, now: datetime, deadline: datetime) -> None:
+        """A person has to decide."""
+        latest = self.latest(stage.name)
+        notice = latest.notice if latest else None
+        if latest is None or notice is None:
+            raise ValueError(f"stage {stage.name!r} has nothing to decide on")
+        self.status = RunStatus.WAITING
+        self.waiting = Waiting(
+            stage=stage.name,
+            round=latest.number,
+            reason=reason,
+            sha256=notice.metadata.sha256,
+            subject=notice.nats_channel,
+            deadline=deadline,
+        )
+        self._emit("decision.requested", now, {"stage": stage.name, "reason": reason}, latest, "warning")
+
+    def decided(self, decision: Decision, now: datetime) -> None:
+        """A person has decided."""
+        self.status, self.waiting = RunStatus.RUNNING, None
+        self._emit("decision.made", now, decision.model_dump(mode="json"), self.latest(decision.stage))
+
+    def set_paused(self, paused: bool, now: datetime) -> None:  # noqa: FBT001  the two states of one switch
+        """The run stands still between stages, or goes on."""
+        self.status = RunStatus.PAUSED if paused else RunStatus.RUNNING
+        self._emit("run.paused" if paused else "run.resumed", now, {})
+
+    def end(self, status: RunStatus, reason: str, now: datetime) -> None:
+        """The run is over; a round that was under way ends with it."""
+        self.status, self.waiting, self.completed_at = status, None, now
+        self.error = None if status is RunStatus.COMPLETED else reason
+        if (open_round := self.open_round()) is not None:
+            open_round.completed_at = now
+            outcome = "cancelled" if status is RunStatus.CANCELLED else "failed"
+            self._tasks[open_round.task_key] = self._task_row(open_round, outcome, reason)
+        severity = {RunStatus.COMPLETED: "info", RunStatus.FAILED: "error"}.get(status, "warning")
+        self._emit(f"run.{status}", now, {"reason": reason}, severity=severity)
+
+    # --- what is so ---------------------------------------------------------------------------------------------
+
+    def round_count(self, stage: str) -> int:
+        """Rounds of the stage so far."""
+        return sum(current.stage.name == stage for current in self.rounds)
+
+    def latest(self, stage: str) -> Round | None:
+        """The latest round of the stage."""
+        return next((current for current in reversed(self.rounds) if current.stage.name == stage), None)
+
+    def open_round(self) -> Round | None:
+        """The round that is under way."""
+        return next((current for current in reversed(self.rounds) if current.completed_at is None), None)
+
+    def reference(self, stage: str) -> StageInputRef:
+        """The ticket of the stage's latest deliverable.
+
+        Raises:
+            ValueError: the stage has not delivered yet.
+        """
+        for current in reversed(self.rounds):
+            if current.stage.name == stage and current.notice is not None:
+                return StageInputRef(stage=stage, ref=current.notice.ref)
+        raise ValueError(f"stage {stage!r} has not delivered anything")
+
+    def other_references(self, known: set[str]) -> list[StageInputRef]:
+        """The tickets of all stages that have delivered, except the `known` ones."""
+        delivered = {current.stage.name for current in self.rounds if current.notice is not None}
+        return [
+            self.reference(stage.name)
+            for stage in self.request.pipeline.stages
+            if stage.name in delivered and stage.name not in known
+        ]
+
+    # --- how it looks -------------------------------------------------------------------------------------------
+
+    def take_step(self) -> RecordInput:
+        """Everything that changed since the last step was confirmed, as one transaction's worth of rows."""
+        self._revision += 1
+        return RecordInput(run=self._run_row(), tasks=list(self._tasks.values()), events=list(self._events))
+
+    def confirm_step(self, step: RecordInput) -> None:
+        """The step is stored; what changed meanwhile stays for the next one."""
+        self._events = self._events[len(step.events) :]
+        for row in step.tasks:
+            if self._tasks.get(row.task_key) == row:
+                del self._tasks[row.task_key]
+
+    def notices(self) -> list[TaskNotice]:
+        """Every notice of the run, in order."""
+        return [
+            TaskNotice(stage=current.stage.name, round=current.number, notice=current.notice)
+            for current in self.rounds
+            if current.notice is not None
+        ]
+
+    def progress(self) -> Progress:
+        """The answer to `progress`: one row per stage of the pipeline."""
+        return Progress(
+            feature=self.request.feature,
+            status=self.status,
+            run_key=self.run_key,
+            stages=[self._stage_progress(stage) for stage in self.request.pipeline.stages],
+            waiting=self.waiting,
+            error=self.error,
+        )
+
+    def result(self, status: RunStatus, reason: str) -> PipelineResult:
+        """The workflow's result."""
+        rows = [row for row in self.progress().stages if row.subject is not None]
+        return PipelineResult.model_validate(
+            {
+                "feature": self.request.feature,
+                "status": status,
+                "reason": reason,
+                "stages": [self._outcome(row) for row in rows],
+                "tokens": sum(row.tokens for row in rows),
+                "cost_usd": _sum_costs([row.cost_usd for row in rows]),
+                "run_key": self.run_key,
+            }
+        )
+
+    def details(self) -> str:
+        """Markdown for the Web UI: what a person needs to see of a run."""
+        lines = ["| stage | agent | state | verdict | deliverable | tokens | cost |", "|---|---|---|---|---|---|---|"]
+        for row in self.progress().stages:
+            where = f"`{row.subject}` #{row.sequence}" if row.subject else ""
+            cost = "unknown" if row.cost_usd is None else f"${row.cost_usd:.4f}"
+            state = f"{row.state}, round {row.round}" if row.round else row.state
+            lines.append(
+                f"| {row.stage} | {row.agent} | {state} | {row.verdict or ''} | {where} | {row.tokens} | {cost} |"
+            )
+        if self.waiting is not None:
+            lines.append(f"\n**Waiting for a decision on {self.waiting.stage}**: {self.waiting.reason}")
+        if self.error is not None:
+            lines.append(f"\n**{self.status}**: {self.error}")
+        return "\n".join(lines)
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def _emit(
+        self,
+        event_type: str,
+        now: datetime,
+        payload: dict[str, Any],
+        current: Round | None = None,
+        severity: str = "info",
+    ) -> None:
+        self._event_count += 1
+        entity = current.task_key if current else self.run_key
+        self._events.append(
+            EventRow(
+                event_id=event_id(self.run_key, event_type, self._event_count),
+                event_type=event_type,
+                entity_type="task" if current else "workflow",
+                entity_id=entity,
+                agent=current.stage.agent if current else None,
+                severity=severity,
+                payload=payload,
+                created_at=now,
+            )
+        )
+
+    def _run_row(self) -> RunRow:
+        open_round = self.open_round()
+        return RunRow(
+            run_key=self.run_key,
+            revision=self._revision,
+            temporal_workflow_id=self.workflow_id,
+            feature=self.request.feature,
+            tenant=self.request.tenant,
+            status=self.status,
+            current_step=open_round.stage.name if open_round else (self.waiting.stage if self.waiting else None),
+            total_steps=len(self.request.pipeline.stages),
+            completed_steps=len(self._done),
+            step_results={row.stage: _step_result(row) for row in self.progress().stages if row.subject},
+            assigned_agents=[stage.agent for stage in self.request.pipeline.stages],
+            error=self.error,
+            started_at=self.started_at,
+            completed_at=self.completed_at,
+            brief=self.request.brief if self._revision == 1 else None,
+        )
+
+    def _task_row(self, current: Round, status: str, error: str | None = None) -> TaskRow:
+        notice = current.notice
+        return TaskRow(
+            task_key=current.task_key,
+            agent=current.stage.agent,
+            stage=current.stage.name,
+            task_type=current.stage.task_type,
+            round=current.number,
+            status=status,
+            input_data={"inputs": [item.model_dump(mode="json") for item in current.inputs], "comment": current.comment},
+            output_data=notice.model_dump(mode="json", exclude_none=True) if notice else None,
+            error=error,
+            retry_count=(notice.metadata.attempt or 1) - 1 if notice else 0,
+            started_at=current.started_at,
+            completed_at=current.completed_at,
+        )
+
+    def _stage_progress(self, stage: Stage) -> StageProgress:
+        rounds = [current for current in self.rounds if current.stage.name == stage.name]
+        row = StageProgress(stage=stage.name, agent=stage.agent, state=self._stage_state(stage, rounds))
+        if not rounds:
+            return row
+        latest = rounds[-1]
+        row.round, row.started_at = latest.number, latest.started_at
+        if latest.completed_at is not None:
+            row.seconds = (latest.completed_at - latest.started_at) / timedelta(seconds=1)
+        notices = [current.notice for current in rounds if current.notice is not None]
+        row.tokens = sum(notice.metadata.tokens_in + notice.metadata.tokens_out for notice in notices)
+        row.cost_usd = _sum_costs([notice.metadata.cost_usd for notice in notices])
+        if notices:
+            last = notices[-1]
+            row.verdict, row.subject, row.summary = last.metadata.verdict, last.nats_channel, last.summary
+            row.sequence = last.metadata.sequence
+        return row
+
+    def _stage_state(self, stage: Stage, rounds: list[Round]) -> StageState:
+        if stage.name in self._done:
+            return StageState.DONE
+        if self.waiting is not None and self.waiting.stage == stage.name:
+            return StageState.WAITING
+        if not rounds:
+            return StageState.PENDING
+        if self.status in ENDED and rounds[-1].notice is None:
+            return StageState.FAILED
+        return StageState.RUNNING
+
+    def _outcome(self, row: StageProgress) -> StageOutcome:
+        ticket = self.reference(row.stage).ref
+        return StageOutcome(
+            stage=row.stage,
+            agent=row.agent,
+            rounds=row.round,
+            verdict=row.verdict,
+            subject=row.subject or "",
+            stream=ticket.stream,
+            sequence=ticket.sequence,
+            sha256=ticket.sha256,
+            summary=row.summary,
+            tokens=row.tokens,
+            cost_usd=row.cost_usd,
+        )
+
+
+def _sum_costs(costs: list[Decimal | None]) -> Decimal | None:
+    """One unknown price makes the sum unknown: a partial sum would look like the whole."""
+    return None if None in costs else sum((cost for cost in costs if cost is not None), Decimal(0))
+
+
+def _step_result(row: StageProgress) -> dict[str, Any]:
+    return {"subject": row.subject, "sequence": row.sequence, "round": row.round, "verdict": row.verdict}
