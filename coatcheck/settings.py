@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from coatcheck.errors import CoatcheckError
+
 
 class Settings(BaseSettings):
     """What an operator can set."""
@@ -44,5 +46,35 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    ready_file: Path | None = None
+    """Touched by a worker once it polls; the supervisor waits for it."""
     agent_slots: int = 200
     """Agent turns in flight per agent worker; they wait, they do not burn CPU."""
+
+    def require_temporal_address(self) -> str:
+        """The address of Temporal, or an error that names the variable."""
+        return _require(self.temporal_address, "TEMPORAL_ADDRESS")
+
+    def require_nats_url(self) -> str:
+        """The URL of NATS, or an error that names the variable."""
+        return _require(self.nats_url, "NATS_URL")
+
+    def require_database_url(self) -> str:
+        """The DSN of PostgreSQL, or an error that names the variable."""
+        return _require(self.database_url and self.database_url.get_secret_value(), "DATABASE_URL")
+
+    def require_gateway_database_url(self) -> str:
+        """The DSN with the gateway's role; the owner's when none is set."""
+        url = self.gateway_database_url or self.database_url
+        return _require(url and url.get_secret_value(), "GATEWAY_DATABASE_URL or DATABASE_URL")
+
+    @property
+    def keys_dir(self) -> Path:
+        """Where the NATS identities are kept."""
+        return self.nats_keys_dir or self.data_dir / "nats" / "keys"
+
+
+def _require(value: str | None, variable: str) -> str:
+    if not value:
+        raise CoatcheckError(f"{variable} is not set", hint="`coatcheck up` starts local servers and sets it")
+    return value

@@ -1,0 +1,1 @@
+"""Composition roots: one module per kind of process, where settings meet clients and clients meet the work."""

@@ -27,9 +27,7 @@ from schemas.pipeline import (
 )
 from schemas.workflow_ids import activity_id, event_id, task_key
 
-ENDED = frozenset(
-    {RunStatus.COMPLETED, RunStatus.REJECTED, RunStatus.EXPIRED, RunStatus.CANCELLED, RunStatus.FAILED}
-)
+ENDED = frozenset({RunStatus.COMPLETED, RunStatus.REJECTED, RunStatus.EXPIRED, RunStatus.CANCELLED, RunStatus.FAILED})
 
 
 @dataclass
@@ -289,7 +287,10 @@ class RunState:
             task_type=current.stage.task_type,
             round=current.number,
             status=status,
-            input_data={"inputs": [item.model_dump(mode="json") for item in current.inputs], "comment": current.comment},
+            input_data={
+                "inputs": [item.model_dump(mode="json") for item in current.inputs],
+                "comment": current.comment,
+            },
             output_data=notice.model_dump(mode="json", exclude_none=True) if notice else None,
             error=error,
             retry_count=(notice.metadata.attempt or 1) - 1 if notice else 0,

@@ -1,0 +1,1 @@
+"""What runs in the gateway worker: the processes that hold the keys to the outside world."""

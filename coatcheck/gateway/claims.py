@@ -1,0 +1,56 @@
+"""Replaces the claims in a conversation by what they stand for, just before the provider call."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from coatcheck.agents.prompt import expand
+from coatcheck.messaging.deliverables import DeliverableService
+from schemas.conversation import Claim
+
+ReadBrief = Callable[[str], Awaitable[str]]
+"""Run key → the run's brief."""
+
+_CLAIMING_PARTS = frozenset({"user-prompt", "tool-return"})
+"""Where the agent's own code puts markers; answers of the model are never expanded."""
+
+
+class ClaimDesk:
+    """Fetches and verifies what claims stand for."""
+
+    def __init__(self, *, deliverables: DeliverableService, read_brief: ReadBrief) -> None:
+        self._deliverables = deliverables
+        self._read_brief = read_brief
+
+    async def redeem(self, run_key: str, claims: list[Claim], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A copy of the messages with every listed marker replaced.
+
+        Raises:
+            DeliverableError: a deliverable is gone or does not have the bytes that its ticket promises.
+        """
+        used = [claim for claim in claims if any(claim.marker in text for text in _texts(messages))]
+        contents = await asyncio.gather(*(self._content(run_key, claim) for claim in used))
+        bodies = {claim.marker: content for claim, content in zip(used, contents, strict=True)}
+        return [_replaced(message, used, bodies) for message in messages]
+
+    async def _content(self, run_key: str, claim: Claim) -> str:
+        if claim.deliverable is None:
+            return await self._read_brief(run_key)
+        return (await self._deliverables.fetch(claim.deliverable)).deliverable.content
+
+
+def _texts(messages: list[dict[str, Any]]) -> Iterable[str]:
+    for message in messages:
+        for part in message["parts"]:
+            if part.get("part_kind") in _CLAIMING_PARTS and isinstance(part.get("content"), str):
+                yield part["content"]
+
+
+def _replaced(message: dict[str, Any], claims: list[Claim], bodies: dict[str, str]) -> dict[str, Any]:
+    parts = [
+        {**part, "content": expand(part["content"], claims, bodies)}
+        if part.get("part_kind") in _CLAIMING_PARTS and isinstance(part.get("content"), str)
+        else part
+        for part in message["parts"]
+    ]
+    return {**message, "parts": parts}

@@ -1,0 +1,97 @@
+"""Model providers behind the LLM proxy: names to pydantic-ai models, with SDK retries off.
+
+Retries belong to the journal and to Temporal: an SDK that retries by itself would pay twice without a trace.
+"""
+
+from decimal import Decimal
+from typing import Final
+
+import anthropic
+import openai
+from pydantic import SecretStr
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from coatcheck.agents.scripted import ScriptedModel
+
+SCRIPTED: Final = "scripted"
+DEFAULT_OPENAI_MODEL: Final = "openai:gpt-5-mini"
+DEFAULT_ANTHROPIC_MODEL: Final = "anthropic:claude-sonnet-4-5"
+
+
+class Providers:
+    """Resolves `provider:model` names; holds the keys, which no agent ever sees."""
+
+    def __init__(
+        self,
+        *,
+        default_model: str | None,
+        openai_api_key: SecretStr | None,
+        openai_base_url: str | None,
+        anthropic_api_key: SecretStr | None,
+        timeout_seconds: float,
+        scripted_latency_seconds: float,
+        scripted_report_bytes: int,
+    ) -> None:
+        self._openai_api_key = openai_api_key
+        self._openai_base_url = openai_base_url
+        self._anthropic_api_key = anthropic_api_key
+        self._timeout_seconds = timeout_seconds
+        self._scripted = ScriptedModel(latency_seconds=scripted_latency_seconds, report_bytes=scripted_report_bytes)
+        self._models: dict[str, Model] = {SCRIPTED: self._scripted}
+        self.default_model = default_model or self._best_default()
+
+    def _best_default(self) -> str:
+        if self._openai_api_key or self._openai_base_url:
+            return DEFAULT_OPENAI_MODEL
+        return DEFAULT_ANTHROPIC_MODEL if self._anthropic_api_key else SCRIPTED
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            UserError: the provider is unknown or has no key.
+        """
+        if name not in self._models:
+            self._models[name] = self._create(name)
+        return self._models[name]
+
+    def _create(self, name: str) -> Model:
+        provider, _, model_name = name.partition(":")
+        if provider == "openai" and model_name:
+            return OpenAIChatModel(model_name, provider=OpenAIProvider(openai_client=self._openai_client()))
+        if provider == "anthropic" and model_name:
+            return AnthropicModel(model_name, provider=AnthropicProvider(anthropic_client=self._anthropic_client()))
+        return infer_model(name)
+
+    def _openai_client(self) -> openai.AsyncOpenAI:
+        if self._openai_api_key is None and self._openai_base_url is None:
+            raise UserError("no OpenAI key: set OPENAI_API_KEY where the gateway worker runs")
+        # Local endpoints want no key, but the SDK does.
+        key = self._openai_api_key.get_secret_value() if self._openai_api_key else "none"
+        return openai.AsyncOpenAI(
+            api_key=key, base_url=self._openai_base_url, max_retries=0, timeout=self._timeout_seconds
+        )
+
+    def _anthropic_client(self) -> anthropic.AsyncAnthropic:
+        if self._anthropic_api_key is None:
+            raise UserError("no Anthropic key: set ANTHROPIC_API_KEY where the gateway worker runs")
+        return anthropic.AsyncAnthropic(
+            api_key=self._anthropic_api_key.get_secret_value(), max_retries=0, timeout=self._timeout_seconds
+        )
+
+    def cost_usd(self, name: str, response: ModelResponse) -> Decimal | None:
+        """Price of one answer by the genai-prices table; `None` when no price is known, which is not 0."""
+        if name == SCRIPTED:
+            return Decimal(0)
+        if name.startswith("openai:") and self._openai_base_url is not None:
+            return None
+        try:
+            return response.cost().total_price
+        except (LookupError, ValueError):
+            return None

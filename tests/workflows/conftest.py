@@ -1,0 +1,162 @@
+"""A real Temporal dev server, the real workflow, and agents whose verdicts a test decides."""
+
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from schemas import search_attributes
+from schemas.activities import RECORD_STATE, RecordInput, RunStageInput, stage_activity
+from schemas.notice import Notice, NoticeMetadata, Verdict
+from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, PipelineResult, StageKind
+from schemas.streams import stream_name
+from schemas.subjects import deliverable_subject
+from schemas.task_queues import CORE, agent_queue
+from workers.interceptors import CoatcheckInterceptor
+from workers.temporal import DATA_CONVERTER, sandbox_runner
+from workflows.feature_pipeline import FeaturePipelineWorkflow
+
+Behaviour = Callable[[Notice], Notice]
+
+
+class FakeTeam:
+    """Six agents that answer at once; `behave` changes what one of them says in one round."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, list[RunStageInput]] = defaultdict(list)
+        self.steps: list[RecordInput] = []
+        self._behaviours: dict[tuple[str, int], Behaviour] = {}
+
+    def behave(self, stage: str, round_number: int, behaviour: Behaviour) -> None:
+        """Let `stage` answer differently in that round; the behaviour may also raise."""
+        self._behaviours[stage, round_number] = behaviour
+
+    def rounds(self) -> list[str]:
+        """`stage-round` of every order, in the order of arrival per stage."""
+        return [f"{order.stage}-{order.round}" for orders in self.orders.values() for order in orders]
+
+    @property
+    def last_step(self) -> RecordInput:
+        """What was written last."""
+        return self.steps[-1]
+
+    def events(self) -> list[str]:
+        """Types of all events, in order."""
+        return [event.event_type for step in self.steps for event in step.events]
+
+    def answer(self, agent: str, task_type: str, kind: StageKind, order: RunStageInput) -> Notice:
+        """The default notice: complete, approving, passing."""
+        self.orders[order.stage].append(order)
+        body = f"{order.stage} {order.round}"
+        verdict = {StageKind.WORK: None, StageKind.REVIEW: Verdict.APPROVE, StageKind.TEST: Verdict.PASS}[kind]
+        notice = Notice(
+            status="complete",
+            agent=agent,
+            task=order.feature,
+            nats_channel=deliverable_subject(agent, task_type, order.feature),
+            summary=f"did {body}",
+            completion_time=datetime.now(UTC),
+            metadata=NoticeMetadata(
+                stream=stream_name(task_type),
+                sequence=order.round,
+                sha256=sha256(body.encode()).hexdigest(),
+                bytes=20_000,
+                round=order.round,
+                tokens_in=100,
+                tokens_out=50,
+                verdict=verdict,
+            ),
+        )
+        behaviour = self._behaviours.get((order.stage, order.round))
+        return behaviour(notice) if behaviour else notice
+
+    @activity.defn(name=RECORD_STATE)
+    async def record(self, step: RecordInput) -> None:
+        """Keep the step."""
+        self.steps.append(step)
+
+
+def says(verdict: Verdict, *, rework: list[str] | None = None) -> Behaviour:
+    """A behaviour: the same notice with another verdict."""
+
+    def behaviour(notice: Notice) -> Notice:
+        metadata = notice.metadata.model_copy(update={"verdict": verdict, "rework": rework})
+        return notice.model_copy(update={"metadata": metadata})
+
+    return behaviour
+
+
+class Pipelines:
+    """Starts pipelines against the fake team."""
+
+    def __init__(self, client: Client, team: FakeTeam) -> None:
+        self.client = client
+        self.team = team
+        self._count = 0
+
+    async def start(self, **fields: object) -> WorkflowHandle[FeaturePipelineWorkflow, PipelineResult]:
+        """Start a pipeline for `customer-search`."""
+        self._count += 1
+        request = FeatureRequest.model_validate({"feature": "customer-search", "brief": "Find customers", **fields})
+        return await self.client.start_workflow(
+            FeaturePipelineWorkflow.run, request, id=f"test/{id(self)}/{self._count}", task_queue=CORE
+        )
+
+    async def run(self, **fields: object) -> PipelineResult:
+        """Run a pipeline to its end."""
+        return await (await self.start(**fields)).result()
+
+
+@pytest.fixture(scope="session")
+async def temporal_environment() -> AsyncIterator[WorkflowEnvironment]:
+    """The dev server, with our search attributes."""
+    environment = await WorkflowEnvironment.start_local(
+        dev_server_existing_path=str(Path(sys.executable).parent / "temporal"),
+        dev_server_log_level="error",
+        dev_server_extra_args=["--dynamic-config-value", "history.transferProcessorMaxPollRPS=5000"],
+        search_attributes=list(search_attributes.ALL),
+        data_converter=DATA_CONVERTER,
+    )
+    async with environment:
+        yield environment
+
+
+@pytest.fixture
+async def pipelines(temporal_environment: WorkflowEnvironment) -> AsyncIterator[Pipelines]:
+    """A team of fake agents, each on its own queue, and a core worker."""
+    client, team = temporal_environment.client, FakeTeam()
+    workers = [
+        Worker(
+            client,
+            task_queue=CORE,
+            workflows=[FeaturePipelineWorkflow],
+            activities=[team.record],
+            interceptors=[CoatcheckInterceptor()],
+            workflow_runner=sandbox_runner(),
+        )
+    ]
+    for stage in DEFAULT_PIPELINE.stages:
+        workers.append(_agent_worker(client, team, stage.agent, stage.task_type, stage.kind))
+    for worker in workers:
+        await worker.__aenter__()
+    yield Pipelines(client, team)
+    for worker in workers:
+        await worker.shutdown()
+
+
+def _agent_worker(client: Client, team: FakeTeam, agent: str, task_type: str, kind: StageKind) -> Worker:
+    @activity.defn(name=stage_activity(agent, task_type))
+    async def run_stage(order: RunStageInput) -> Notice:
+        return team.answer(agent, task_type, kind, order)
+
+    return Worker(
+        client, task_queue=agent_queue(agent), activities=[run_stage], interceptors=[CoatcheckInterceptor()]
+    )

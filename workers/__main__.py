@@ -1,0 +1,39 @@
+"""`python -m workers core|agents|gateway`: starts one worker process; settings come from the environment."""
+
+import functools
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
+
+from coatcheck.settings import Settings
+from workers.runner import Lifecycle, run_main
+
+KINDS = ("core", "agents", "gateway")
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """Run the worker that `argv` names; `agents roy jen` hosts only those agents."""
+    kind = argv[0] if argv else ""
+    if kind not in KINDS:
+        sys.exit(f"usage: python -m workers {'|'.join(KINDS)} [AGENT …]")
+    settings = Settings()
+    run_main(kind, _entry(kind, settings, argv[1:]), ready_file=settings.ready_file)
+
+
+def _entry(kind: str, settings: Settings, only: Sequence[str]) -> Callable[[Lifecycle], Awaitable[None]]:
+    """Import only what this kind of process may hold: an agent worker never loads a database driver."""
+    if kind == "core":
+        from workers import core  # noqa: PLC0415
+
+        return functools.partial(core.run, settings)
+    if kind == "gateway":
+        from workers import gateway  # noqa: PLC0415
+
+        return functools.partial(gateway.run, settings)
+    from workers import agent  # noqa: PLC0415
+
+    return functools.partial(agent.run, settings, only=only)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,52 @@
+"""The core worker: workflows and state activities. The only worker with the rights of the database's owner."""
+
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+from coatcheck.messaging.accounts import load_user
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.streams import check_sync_always, ensure_streams, refuse_lost_streams
+from coatcheck.storage.state import recorded_sequences
+from temporalio.worker import Worker
+
+from activities.state import StateActivities
+from coatcheck.settings import Settings
+from coatcheck.storage.database import open_pool
+from schemas.streams import STREAMS
+from schemas.task_queues import CORE
+from workers.interceptors import CoatcheckInterceptor
+from workers.runner import Lifecycle
+from workers.temporal import STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
+from workflows.feature_pipeline import FeaturePipelineWorkflow
+
+
+async def run(settings: Settings, lifecycle: Lifecycle) -> None:
+    """Check that every server is as it must be, then poll until stopped.
+
+    Raises:
+        DependencyDownError: a server is away, or Temporal lacks a search attribute.
+        StreamMissingError: JetStream has lost what PostgreSQL remembers; nothing is created over it.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
+        nats = await stack.enter_async_context(
+            NatsClient(settings.require_nats_url(), user=load_user(settings, "core"), name="core")
+        )
+        await check_sync_always(settings.nats_monitor_url)
+        await refuse_lost_streams(nats, STREAMS, await recorded_sequences(pool))
+        await ensure_streams(nats, STREAMS)
+        client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
+        await check_search_attributes(client)
+        await stack.enter_async_context(
+            Worker(
+                client,
+                task_queue=CORE,
+                workflows=[FeaturePipelineWorkflow],
+                activities=[StateActivities(pool).record],
+                interceptors=[CoatcheckInterceptor()],
+                workflow_runner=sandbox_runner(),
+                sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+                graceful_shutdown_timeout=timedelta(seconds=10),
+            )
+        )
+        await lifecycle.serve()

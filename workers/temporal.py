@@ -1,0 +1,86 @@
+"""How we speak to Temporal: one converter, one sandbox, one set of interceptors, for workers, clients and replays."""
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import temporalio.api.common.v1
+import temporalio.api.operatorservice.v1
+from temporalio.client import Client
+from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
+from temporalio.converter import DataConverter
+from temporalio.exceptions import ApplicationError
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from coatcheck.errors import DependencyDownError
+from schemas import errors, search_attributes
+
+STICKY_TIMEOUT: Final = timedelta(seconds=2)
+"""After this a dead worker's cached workflows go to another one (default 10 s; 2 s recovers in 1.2 to 4.8 s)."""
+
+PASSTHROUGH: Final = (
+    "annotated_types",
+    "coatcheck.economy",
+    "pydantic",
+    "pydantic_core",
+    "schemas",
+    # Plain data and pure functions, kept pure by lint; re-importing it would cost each workflow 50 ms.
+    "workflows.run_state",
+)
+"""Modules that the workflow sandbox shares with the process instead of loading them again for each workflow."""
+
+
+class _PayloadConverter(PydanticPayloadConverter):
+    """Pydantic JSON; input in an unknown encoding fails the workflow instead of leaving it running for ever."""
+
+    def from_payloads(
+        self, payloads: Sequence[temporalio.api.common.v1.Payload], type_hints: list[type] | None = None
+    ) -> list[Any]:
+        try:
+            return super().from_payloads(payloads, type_hints)
+        except KeyError as error:
+            raise ApplicationError(
+                f"unreadable input: {error}; JSON is expected", type=errors.REQUEST_INVALID, non_retryable=True
+            ) from error
+
+
+DATA_CONVERTER: Final[DataConverter] = dataclasses.replace(
+    pydantic_data_converter, payload_converter_class=_PayloadConverter
+)
+
+
+def sandbox_runner() -> SandboxedWorkflowRunner:
+    """The one sandbox; `Worker` and `Replayer` must use the same."""
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSTHROUGH))
+
+
+async def connect(address: str, namespace: str) -> Client:
+    """Connect to Temporal.
+
+    Raises:
+        DependencyDownError: the server does not answer.
+    """
+    try:
+        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER)
+    except RuntimeError as error:
+        raise DependencyDownError(
+            f"Temporal does not answer at {address}: {error}", hint="start the stack with `coatcheck up`"
+        ) from error
+
+
+async def check_search_attributes(client: Client) -> None:
+    """Refuse to start where a workflow would hang on its first upsert.
+
+    Raises:
+        DependencyDownError: the server does not know all of `schemas.search_attributes`.
+    """
+    known = await client.operator_service.list_search_attributes(
+        temporalio.api.operatorservice.v1.ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    missing = [key.name for key in search_attributes.ALL if key.name not in known.custom_attributes]
+    if missing:
+        commands = "; ".join(
+            f"temporal operator search-attribute create --name {name} --type Keyword" for name in missing
+        )
+        raise DependencyDownError(f"Temporal lacks the search attributes {', '.join(missing)}", hint=commands)
