@@ -11,6 +11,8 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from importlib.resources import files
 from typing import Any, Final, TypeAlias
 
 import asyncpg
@@ -89,6 +91,12 @@ def storage_errors() -> Generator[None]:
         if "clos" not in str(error):
             raise
         raise StorageUnavailableError(f"PostgreSQL does not answer: {error}") from error
+
+
+@cache
+def query(name: str) -> str:
+    """The statement in `queries/<name>.sql`."""
+    return files("coatcheck.storage").joinpath(f"queries/{name}.sql").read_text("utf-8")
 
 
 def exact_json(value: Any) -> str:

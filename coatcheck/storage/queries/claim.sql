@@ -1,0 +1,57 @@
+-- Claim a turn, or learn why not. $1 task key, $2 turn, $3 agent, $4 gateway, $5 sha256 of the request, $6 model,
+-- $7 lease, $8 whether the claimer may take over from silent gateways, $9 the failures at which a turn is given up
+-- (NULL: never). An in-flight turn of the claimer's own is an orphan: the claimer knows which calls it holds.
+--
+-- A row that another transaction is writing right now is waited for, but read as it was before, or not at all: asking
+-- again sees it.
+WITH finished AS MATERIALIZED (
+    SELECT output_data FROM task_executions
+    WHERE execution_id = $1 AND status = 'completed' AND output_data IS NOT NULL
+),
+claimed AS (
+    INSERT INTO llm_turns AS kept (task_key, turn, agent_id, status, gateway_id, request_sha256, model)
+    SELECT $1, $2::int, $3, 'in_flight', $4, $5, $6
+    WHERE NOT EXISTS (SELECT FROM finished)
+        AND ($2 = 1 OR EXISTS (SELECT FROM llm_turns WHERE task_key = $1 AND turn = $2 - 1 AND status = 'done'))
+    ON CONFLICT (task_key, turn) DO UPDATE SET
+        status = 'in_flight',
+        gateway_id = excluded.gateway_id,
+        calls = kept.calls + 1,
+        request_sha256 = excluded.request_sha256,
+        model = excluded.model,
+        error = NULL,
+        error_code = NULL,
+        started_at = now(),
+        completed_at = NULL
+    WHERE (kept.status = 'failed' AND kept.failures < coalesce($9::int, kept.failures + 1))
+        OR (kept.status = 'in_flight' AND kept.gateway_id = $4)
+        OR (
+            kept.status = 'in_flight' AND kept.gateway_id <> $4 AND $8::bool AND kept.started_at < now() - $7::interval
+            AND NOT EXISTS (
+                SELECT FROM llm_gateways AS gateway
+                WHERE gateway.gateway_id = kept.gateway_id AND gateway.seen_at >= now() - $7
+            )
+        )
+    RETURNING calls, failures
+)
+SELECT
+    (SELECT output_data FROM finished) AS notice,
+    claimed.calls,
+    coalesce(claimed.failures, kept.failures) AS failures,
+    kept.status,
+    kept.failures >= $9 AS is_exhausted,
+    kept.gateway_id,
+    kept.model,
+    kept.cost_usd,
+    kept.error_code,
+    kept.error,
+    CASE WHEN claimed.calls IS NULL AND kept.status = 'done' THEN (
+        SELECT content FROM agent_playground_messages
+        WHERE instance_id = $1 AND role = 'assistant' AND (metadata ->> 'turn')::int = $2
+    ) END AS answer,
+    CASE WHEN $2 > 1 AND claimed.calls IS NULL AND kept.status IS NULL THEN (
+        SELECT coalesce(max(turn), 0) + 1 FROM llm_turns WHERE task_key = $1 AND status = 'done'
+    ) END AS next_turn
+FROM (SELECT 1) AS always
+LEFT JOIN claimed ON true
+LEFT JOIN llm_turns AS kept ON kept.task_key = $1 AND kept.turn = $2

@@ -1,0 +1,208 @@
+"""Rows of runs, tasks and events: one statement writes a step of a run, small typed reads serve people and checks.
+
+The rows are the record for people, not the source of truth of a run (that is Temporal's history), so a step writes
+absolute state and can be repeated or come late. The conversation of a finished task is compacted in the same
+statement: its last answer holds the whole report, up to 9 MB, and the report is already on its stream.
+"""
+
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from coatcheck.storage.database import Executor, query, storable_json, storage_errors
+from schemas.activities import STAGE_RETRY, STAGE_START_TO_CLOSE, RecordInput
+from schemas.deliverable import DeliverableRef
+
+_MAX_RETRIES: Final = STAGE_RETRY.maximum_attempts - 1
+_TIMEOUT_SECONDS: Final = int(STAGE_START_TO_CLOSE.total_seconds())
+
+
+class RunRecord(BaseModel):
+    """One use of a workflow id, as last recorded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_key: str
+    temporal_workflow_id: str
+    feature: str
+    tenant: str
+    status: str
+    current_step: str | None
+    total_steps: int
+    completed_steps: int
+    step_results: dict[str, Any]
+    """Stage → its last notice."""
+    assigned_agents: list[str]
+    error: str | None
+    started_at: datetime
+    completed_at: datetime | None
+    updated_at: datetime
+
+
+class TaskRecord(BaseModel):
+    """One round of one stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task_key: str
+    run_key: str
+    agent: str
+    stage: str
+    task_type: str
+    round: int
+    status: str
+    output_data: dict[str, Any] | None
+    """The notice, once complete."""
+    error: str | None
+    retry_count: int
+    execution_time_ms: float | None
+    started_at: datetime
+    completed_at: datetime | None
+
+
+class EventRecord(BaseModel):
+    """One line of the audit log."""
+
+    model_config = ConfigDict(frozen=True)
+
+    event_id: str
+    event_type: str
+    entity_type: str | None
+    entity_id: str | None
+    run_key: str | None
+    agent: str | None
+    severity: str
+    payload: dict[str, Any]
+    created_at: datetime
+
+
+class DeliverableRecord(BaseModel):
+    """A deliverable that a finished task announced."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_key: str
+    task_key: str
+    agent: str
+    stage: str
+    task_type: str
+    round: int
+    subject: str
+    summary: str
+    verdict: str | None
+    ref: DeliverableRef
+    completed_at: datetime
+
+
+async def record(executor: Executor, step: RecordInput) -> None:
+    """Write everything that one step of a run changes; all of it or nothing, in one round trip.
+
+    Idempotent: a repeated step changes nothing, a step that comes late overwrites nothing newer, a completed task
+    stays as it was completed, and a NULL erases nothing of a task.
+
+    Raises:
+        StorageUnavailableError: PostgreSQL is away; the step may or may not have been written. Write it again.
+    """
+    document = storable_json(step.model_dump(mode="json"))
+    with storage_errors():
+        await executor.execute(query("record"), document, _MAX_RETRIES, _TIMEOUT_SECONDS)
+
+
+_RUN: Final = """
+    SELECT workflow_id AS run_key, metadata ->> 'temporal_workflow_id' AS temporal_workflow_id, name AS feature,
+        metadata ->> 'tenant' AS tenant, status, current_step, total_steps, completed_steps, step_results,
+        assigned_agents, error, started_at, completed_at, updated_at
+    FROM workflows
+"""
+
+
+async def find_run(executor: Executor, run: str) -> RunRecord | None:
+    """Look a run up by its run key, or the latest run of a Temporal workflow id.
+
+    Raises:
+        StorageUnavailableError: PostgreSQL is away. The other reads raise it too.
+    """
+    with storage_errors():
+        row = await executor.fetchrow(
+            f"""({_RUN} WHERE workflow_id = $1)
+            UNION ALL
+            ({_RUN} WHERE metadata ->> 'temporal_workflow_id' = $1 ORDER BY started_at DESC LIMIT 1)
+            LIMIT 1""",
+            run,
+        )
+    return RunRecord(**row) if row else None
+
+
+async def list_runs(executor: Executor, limit: int = 50) -> list[RunRecord]:
+    """The latest runs, newest first."""
+    with storage_errors():
+        rows = await executor.fetch(f"{_RUN} ORDER BY started_at DESC, workflow_id LIMIT $1", limit)
+    return [RunRecord(**row) for row in rows]
+
+
+async def tasks(executor: Executor, run_key: str) -> list[TaskRecord]:
+    """Every round of every stage of a run, in the order in which they started."""
+    with storage_errors():
+        rows = await executor.fetch(
+            """
+            SELECT execution_id AS task_key, workflow_id AS run_key, agent_id AS agent, task_name AS stage, task_type,
+                (input_data ->> 'round')::int AS round, status, output_data, error, retry_count, execution_time_ms,
+                started_at, completed_at
+            FROM task_executions
+            WHERE workflow_id = $1
+            ORDER BY started_at, execution_id
+            """,
+            run_key,
+        )
+    return [TaskRecord(**row) for row in rows]
+
+
+async def events(executor: Executor, run_key: str, after: datetime | None = None) -> list[EventRecord]:
+    """The audit log of a run in order of time; with `after`, only what happened later than that."""
+    with storage_errors():
+        rows = await executor.fetch(
+            """
+            SELECT event_id, event_type, entity_type, entity_id, workflow_id AS run_key, agent_id AS agent, severity,
+                payload, created_at
+            FROM events
+            WHERE workflow_id = $1 AND ($2::timestamptz IS NULL OR created_at > $2)
+            ORDER BY created_at, event_id
+            """,
+            run_key,
+            after,
+        )
+    return [EventRecord(**row) for row in rows]
+
+
+async def deliverable_rows(executor: Executor, feature: str) -> list[DeliverableRecord]:
+    """What the runs of a feature delivered, in the order in which it was completed."""
+    with storage_errors():
+        rows = await executor.fetch(
+            """
+            SELECT task.workflow_id AS run_key, execution_id AS task_key, agent_id AS agent, task_name AS stage,
+                task_type, (input_data ->> 'round')::int AS round, output_data ->> 'nats_channel' AS subject,
+                output_data ->> 'summary' AS summary, output_data -> 'metadata' ->> 'verdict' AS verdict,
+                output_data -> 'metadata' AS ref, task.completed_at
+            FROM task_executions AS task JOIN workflows AS run USING (workflow_id)
+            WHERE run.name = $1 AND task.status = 'completed' AND output_data -> 'metadata' ? 'stream'
+            ORDER BY task.completed_at, execution_id
+            """,
+            feature,
+        )
+    return [DeliverableRecord(**row) for row in rows]
+
+
+async def recorded_sequences(executor: Executor) -> dict[str, int]:
+    """Stream → the highest sequence that a finished task announced; a stream that ends below it has lost messages."""
+    with storage_errors():
+        rows = await executor.fetch(
+            """
+            SELECT output_data -> 'metadata' ->> 'stream' AS stream,
+                max((output_data -> 'metadata' ->> 'sequence')::bigint) AS sequence
+            FROM task_executions
+            WHERE status = 'completed' AND output_data -> 'metadata' ? 'stream'
+            GROUP BY 1
+            """
+        )
+    return {row["stream"]: row["sequence"] for row in rows}
