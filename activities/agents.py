@@ -22,12 +22,13 @@ def stage_activity_for(role: Role, runner: StageRunner) -> StageActivity:
     """The activity of `role`, to be registered on its own task queue."""
 
     @activity.defn(name=stage_activity(role.agent, role.task_type))
-    async def run_stage(order: RunStageInput) -> Notice:
+    async def run_stage(stage_input: RunStageInput) -> Notice:
         info = activity.info()
+        assert info.workflow_id is not None
+        order = stage_input.order(info.workflow_id, info.activity_id)
+        task = Task(order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
         async with _heartbeats():
-            return await runner.run(
-                Task(order=order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
-            )
+            return await runner.run(task)
 
     return run_stage
 

@@ -4,13 +4,14 @@ A workflow calls these by name and never imports an implementation, so that no d
 """
 
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict
 from temporalio.common import RetryPolicy
 
 from schemas.deliverable import DeliverableRef
-from schemas.errors import NON_RETRYABLE
+from schemas.errors import PAYLOADS_TOO_LARGE
+from schemas.workflow_ids import run_key
 
 MAX_RESULT_BYTES: Final = 8 * 1024
 """The claim-check rule: a larger activity result is refused by the worker's interceptor."""
@@ -25,8 +26,8 @@ class StageInputRef(BaseModel):
     ref: DeliverableRef
 
 
-class RunStageInput(BaseModel):
-    """What an agent is told: references, never bodies. The brief stays with the run and is claimed by its key."""
+class StageOrder(BaseModel):
+    """One round of one stage as the agent sees it: references, never bodies. The brief is claimed by the run key."""
 
     run_key: str
     feature: str
@@ -38,6 +39,46 @@ class RunStageInput(BaseModel):
     """Other deliverables of the run, which the agent may fetch when it needs them."""
     comment: str = ""
     """A person's words, when a decision asked for this round."""
+
+
+class RunStageInput(BaseModel):
+    """A `StageOrder` on the wire, without what the activity already knows: each byte is in every run's history."""
+
+    run: str
+    """The first execution's run id."""
+    feature: str
+    inputs: dict[str, str] = {}
+    """Stage → ticket (`DeliverableRef.to_ticket`)."""
+    tickets: dict[str, str] = {}
+    comment: str = ""
+
+    @classmethod
+    def of(cls, order: StageOrder) -> Self:
+        """The wire form; empty fields are left unset and so left out."""
+        fields: dict[str, Any] = {"run": order.run_key.rpartition("/")[2], "feature": order.feature}
+        for name, refs in (("inputs", order.inputs), ("tickets", order.tickets)):
+            if refs:
+                fields[name] = {item.stage: item.ref.to_ticket() for item in refs}
+        if order.comment:
+            fields["comment"] = order.comment
+        return cls(**fields)
+
+    def order(self, workflow_id: str, activity_id: str) -> StageOrder:
+        """The order that this input means inside the activity `activity_id` of `workflow_id`."""
+        stage, _, round_number = activity_id.rpartition("-")
+        return StageOrder(
+            run_key=run_key(workflow_id, self.run),
+            feature=self.feature,
+            stage=stage,
+            round=int(round_number),
+            inputs=_references(self.inputs),
+            tickets=_references(self.tickets),
+            comment=self.comment,
+        )
+
+
+def _references(tickets: dict[str, str]) -> list[StageInputRef]:
+    return [StageInputRef(stage=stage, ref=DeliverableRef.from_ticket(ticket)) for stage, ticket in tickets.items()]
 
 
 def stage_activity(agent: str, task_type: str) -> str:
@@ -54,7 +95,7 @@ STAGE_RETRY: Final = RetryPolicy(
     backoff_coefficient=2,
     maximum_interval=timedelta(seconds=30),
     maximum_attempts=20,
-    non_retryable_error_types=list(NON_RETRYABLE),
+    non_retryable_error_types=[PAYLOADS_TOO_LARGE],  # ours carry the flag themselves; this one is the SDK's
 )
 """Attempts are for worker deaths and outages. Provider failures are bounded by the LLM proxy, per turn and durably."""
 

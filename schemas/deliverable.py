@@ -1,7 +1,7 @@
 """A deliverable: what an agent checks in. The full body lives on its stream, a reference travels."""
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -59,6 +59,20 @@ class DeliverableRef(BaseModel):
     sequence: int
     sha256: Sha256
     bytes: int
+
+    def to_ticket(self) -> str:
+        """The reference as `stream:sequence:sha256:bytes`, the short form that histories keep."""
+        return f"{self.stream}:{self.sequence}:{self.sha256}:{self.bytes}"
+
+    @classmethod
+    def from_ticket(cls, ticket: str) -> Self:
+        """Read what `to_ticket` wrote.
+
+        Raises:
+            ValueError: it is not a ticket.
+        """
+        stream, sequence, sha256, size = ticket.split(":")
+        return cls(stream=stream, sequence=int(sequence), sha256=sha256, bytes=int(size))
 
 
 class StoredDeliverable(BaseModel):

@@ -31,20 +31,3 @@ PROVIDER_UNAVAILABLE: Final = "provider.unavailable"
 PROVIDER_EXHAUSTED: Final = "provider.exhausted"
 """The bounded number of provider failures for one turn is used up."""
 WORKER_STOPPING: Final = "worker.stopping"
-
-NON_RETRYABLE: Final[tuple[str, ...]] = (
-    REQUEST_INVALID,
-    RESULT_TOO_LARGE,
-    PAYLOADS_TOO_LARGE,
-    DELIVERABLE_TOO_LARGE,
-    DELIVERABLE_EXPIRED,
-    DELIVERABLE_LOST,
-    DELIVERABLE_NOT_FOUND,
-    DELIVERABLE_CORRUPT,
-    NOT_AUTHORIZED,
-    AGENT_INVALID_OUTPUT,
-    AGENT_LIMIT,
-    PROVIDER_REJECTED,
-    PROVIDER_EXHAUSTED,
-)
-"""Types that no retry can mend; listed in every retry policy as the second line behind the flag itself."""

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from schemas.deliverable import DeliverableRef, Sha256
 
 MAX_NOTICE_BYTES: Final = 1024
+MAX_SUMMARY_CHARACTERS: Final = 120
+"""One line of a terminal. Every notice is in its run's history, which has to stay below 20 KB."""
 
 
 class Verdict(StrEnum):
@@ -36,7 +38,6 @@ class NoticeMetadata(BaseModel):
     tokens_out: int = 0
     cost_usd: Decimal | None = None
     """Decimal as a string; left out when the price is unknown, which is not the same as free."""
-    model: str | None = None
     attempt: int | None = None
     """Left out for the first attempt."""
     verdict: Verdict | None = None

@@ -249,10 +249,8 @@ class StageOutcome(BaseModel):
     rounds: int
     verdict: Verdict | None = None
     subject: str
-    stream: str
-    sequence: int
-    sha256: str
-    summary: str
+    message: str
+    """`STREAM:SEQUENCE`, as `coatcheck fetch` takes it."""
     tokens: int
     cost_usd: Decimal | None
 

@@ -9,7 +9,6 @@ from typing import Final
 from temporalio.common import SearchAttributeKey
 
 FEATURE: Final = SearchAttributeKey.for_keyword("CoatcheckFeature")
-STAGE: Final = SearchAttributeKey.for_keyword("CoatcheckStage")
 STATUS: Final = SearchAttributeKey.for_keyword("CoatcheckStatus")
 
-ALL: Final = (FEATURE, STAGE, STATUS)
+ALL: Final = (FEATURE, STATUS)

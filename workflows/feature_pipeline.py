@@ -13,7 +13,7 @@ from temporalio.common import Priority
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 from schemas import activities, errors, search_attributes
-from schemas.activities import RecordInput, RunStageInput, StageInputRef, stage_activity
+from schemas.activities import RecordInput, RunStageInput, StageInputRef, StageOrder, stage_activity
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import (
     Decision,
@@ -129,21 +129,20 @@ class FeaturePipelineWorkflow:
         await self._stand_still_while_paused()
         previous = [stage.name] if self._run.round_count(stage.name) else []
         inputs = [self._run.reference(name) for name in (*stage.needs, *previous)] + (extra or [])
-        tickets = self._run.other_references({item.stage for item in inputs})
         current = self._run.start_round(stage, workflow.now(), inputs, comment)
-        workflow.upsert_search_attributes([search_attributes.STAGE.value_set(stage.name)])
         await self._record()
+        order = StageOrder(
+            run_key=self._run.run_key,
+            feature=self._run.request.feature,
+            stage=stage.name,
+            round=current.number,
+            inputs=inputs,
+            tickets=self._run.other_references({item.stage for item in inputs}),
+            comment=comment,
+        )
         notice = await workflow.execute_activity(
             stage_activity(stage.agent, stage.task_type),
-            RunStageInput(
-                run_key=self._run.run_key,
-                feature=self._run.request.feature,
-                stage=stage.name,
-                round=current.number,
-                inputs=inputs,
-                tickets=tickets,
-                comment=comment,
-            ),
+            RunStageInput.of(order),
             result_type=Notice,
             activity_id=activity_id(stage.name, current.number),
             task_queue=agent_queue(stage.agent),

@@ -335,10 +335,7 @@ class RunState:
             rounds=row.round,
             verdict=row.verdict,
             subject=row.subject or "",
-            stream=ticket.stream,
-            sequence=ticket.sequence,
-            sha256=ticket.sha256,
-            summary=row.summary,
+            message=f"{ticket.stream}:{ticket.sequence}",
             tokens=row.tokens,
             cost_usd=row.cost_usd,
         )

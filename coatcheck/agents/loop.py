@@ -22,7 +22,7 @@ from coatcheck.agents.roles import Role, load_instructions
 from coatcheck.errors import AgentLimitError, AgentOutputError
 from coatcheck.failpoints import failpoint
 from coatcheck.messaging.deliverables import DeliverableService
-from schemas.activities import RunStageInput
+from schemas.activities import StageOrder
 from schemas.conversation import Claim
 from schemas.deliverable import Deliverable, DeliverableMetadata, DeliverableRef
 from schemas.notice import Notice
@@ -45,7 +45,7 @@ class Desk:
 class Task:
     """One attempt at one round of one stage."""
 
-    order: RunStageInput
+    order: StageOrder
     task_key: str
     attempt: int
 
@@ -85,7 +85,7 @@ class StageRunner:
             report, usage = await self._talk(model, prompt, _desk(task.order, claims))
         except TaskFinishedError as finished:
             return finished.notice
-        deliverable = self._wrap(report, task.order, time.monotonic() - started)
+        deliverable = self._wrap(report, task.order, model, seconds=time.monotonic() - started)
         ref = await self._publish(deliverable, task)
         return self._notice(report, usage, model, ref=ref, task=task)
 
@@ -99,7 +99,7 @@ class StageRunner:
             raise AgentOutputError(f"{self._role.agent} gave no valid report: {error}") from error
         return result.output, result.usage
 
-    def _wrap(self, report: Report, order: RunStageInput, seconds: float) -> Deliverable:
+    def _wrap(self, report: Report, order: StageOrder, model: ProxyModel, *, seconds: float) -> Deliverable:
         metadata = DeliverableMetadata(
             agent=self._role.agent,
             taskType=self._role.task_type,
@@ -107,6 +107,7 @@ class StageRunner:
             timestamp=datetime.now(UTC),
             files_analyzed=report.files_analyzed,
             duration_minutes=round(seconds / 60, 3),
+            model=", ".join(sorted(model.spending.models)),
             **report.custom_fields(),
         )
         return Deliverable(content=report.report, metadata=metadata)
@@ -122,12 +123,10 @@ class StageRunner:
         await failpoint("agent.after_publish")
         return ref
 
-    def _subject(self, order: RunStageInput) -> str:
+    def _subject(self, order: StageOrder) -> str:
         return deliverable_subject(self._role.agent, self._role.task_type, order.feature)
 
-    def _notice(
-        self, report: Report, usage: RunUsage, model: ProxyModel, *, ref: DeliverableRef, task: Task
-    ) -> Notice:
+    def _notice(self, report: Report, usage: RunUsage, model: ProxyModel, *, ref: DeliverableRef, task: Task) -> Notice:
         return self._deliverables.create_notice(
             agent=self._role.agent,
             feature=task.order.feature,
@@ -142,13 +141,12 @@ class StageRunner:
             tokens_in=usage.input_tokens,
             tokens_out=usage.output_tokens,
             cost_usd=model.spending.cost_usd,
-            model=", ".join(sorted(model.spending.models)),
             attempt=task.attempt if task.attempt > 1 else None,
             **report.notice_fields(),
         )
 
 
-def _desk(order: RunStageInput, claims: list[Claim]) -> Desk:
+def _desk(order: StageOrder, claims: list[Claim]) -> Desk:
     return Desk(tickets={item.stage: item.ref for item in (*order.tickets, *order.inputs)}, claims=claims)
 
 
@@ -180,5 +178,3 @@ def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int = 0) ->
     claim = deliverable_claim(desk.tickets[stage], stage, offset=offset)
     desk.claims.append(claim)
     return claim.marker
-
-

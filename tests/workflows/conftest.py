@@ -4,6 +4,7 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from schemas import search_attributes
-from schemas.activities import RECORD_STATE, RecordInput, RunStageInput, stage_activity
-from schemas.notice import Notice, NoticeMetadata, Verdict
+from schemas.activities import RECORD_STATE, RecordInput, RunStageInput, StageOrder, stage_activity
+from schemas.notice import MAX_SUMMARY_CHARACTERS, Notice, NoticeMetadata, Verdict
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, PipelineResult, StageKind
 from schemas.streams import stream_name
 from schemas.subjects import deliverable_subject
@@ -31,7 +32,7 @@ class FakeTeam:
     """Six agents that answer at once; `behave` changes what one of them says in one round."""
 
     def __init__(self) -> None:
-        self.orders: dict[str, list[RunStageInput]] = defaultdict(list)
+        self.orders: dict[str, list[StageOrder]] = defaultdict(list)
         self.steps: list[RecordInput] = []
         self._behaviours: dict[tuple[str, int], Behaviour] = {}
 
@@ -52,7 +53,7 @@ class FakeTeam:
         """Types of all events, in order."""
         return [event.event_type for step in self.steps for event in step.events]
 
-    def answer(self, agent: str, task_type: str, kind: StageKind, order: RunStageInput) -> Notice:
+    def answer(self, agent: str, task_type: str, kind: StageKind, order: StageOrder) -> Notice:
         """The default notice: complete, approving, passing."""
         self.orders[order.stage].append(order)
         body = f"{order.stage} {order.round}"
@@ -62,7 +63,11 @@ class FakeTeam:
             agent=agent,
             task=order.feature,
             nats_channel=deliverable_subject(agent, task_type, order.feature),
-            summary=f"did {body}",
+            summary=f"did {body}; ".ljust(MAX_SUMMARY_CHARACTERS, "x"),
+            complexity="Medium",
+            blockers="None",
+            ready_for_next_stage=True,
+            files_modified=3,
             completion_time=datetime.now(UTC),
             metadata=NoticeMetadata(
                 stream=stream_name(task_type),
@@ -72,6 +77,7 @@ class FakeTeam:
                 round=order.round,
                 tokens_in=100,
                 tokens_out=50,
+                cost_usd=Decimal("0.0123456"),
                 verdict=verdict,
             ),
         )
@@ -154,9 +160,9 @@ async def pipelines(temporal_environment: WorkflowEnvironment) -> AsyncIterator[
 
 def _agent_worker(client: Client, team: FakeTeam, agent: str, task_type: str, kind: StageKind) -> Worker:
     @activity.defn(name=stage_activity(agent, task_type))
-    async def run_stage(order: RunStageInput) -> Notice:
-        return team.answer(agent, task_type, kind, order)
+    async def run_stage(stage_input: RunStageInput) -> Notice:
+        info = activity.info()
+        assert info.workflow_id is not None
+        return team.answer(agent, task_type, kind, stage_input.order(info.workflow_id, info.activity_id))
 
-    return Worker(
-        client, task_queue=agent_queue(agent), activities=[run_stage], interceptors=[CoatcheckInterceptor()]
-    )
+    return Worker(client, task_queue=agent_queue(agent), activities=[run_stage], interceptors=[CoatcheckInterceptor()])
