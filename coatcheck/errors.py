@@ -15,6 +15,7 @@
     ├── AgentOutputError
     ├── AgentLimitError
     ├── WorkerStoppingError
+    ├── TurnOutOfOrderError
     └── TurnRefusedError             the LLM proxy's typed refusal
 
 `code` is the dotted name that crosses process borders (`schemas.errors`), `retryable` says whether trying again can
@@ -122,6 +123,12 @@ class WorkerStoppingError(CoatcheckError):
 
     code = codes.WORKER_STOPPING
     retryable = True
+
+
+class TurnOutOfOrderError(CoatcheckError):
+    """A model turn was asked for while an earlier one of its task is not finished."""
+
+    code = "turn.out_of_order"
 
 
 class TurnRefusedError(CoatcheckError):

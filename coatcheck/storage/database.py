@@ -20,8 +20,8 @@ from asyncpg.pool import PoolConnectionProxy
 
 from coatcheck.errors import StorageUnavailableError
 
-Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
-Executor: TypeAlias = Pool | asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Executor: TypeAlias = "Pool | asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 """What a repository function runs on: a pool (its own transaction) or a connection (the caller's)."""
 
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
@@ -123,7 +123,7 @@ def storable_text(value: str) -> str:
     return _SURROGATE.sub("\ufffd", value.replace("\0", "\u2400"))
 
 
-async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", encoder=storable_json, decoder=json.loads, format="text"
     )

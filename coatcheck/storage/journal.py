@@ -9,6 +9,7 @@ takes nothing over, so that the others can first show that they live.
 Messages are stored as their exact JSON text (`exact_json`), so a replayed turn is the same turn.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from coatcheck.errors import TurnOutOfOrderError
 from coatcheck.storage.database import Pool, exact_json, query, storable_json, storable_text, storage_errors
 
 LEASE: Final = timedelta(seconds=6)
@@ -64,25 +66,7 @@ class Busy:
     gateway_id: str
 
 
-@dataclass(frozen=True)
-class OutOfOrder:
-    """An earlier turn is not finished."""
-
-    next_turn: int
-    """The first one that is not."""
-
-
-@dataclass(frozen=True)
-class Exhausted:
-    """The turn failed as often as it may."""
-
-    failures: int
-    code: str
-    """Of the last failure."""
-    message: str
-
-
-ClaimOutcome = Claimed | Done | Finished | Busy | OutOfOrder | Exhausted
+ClaimOutcome = Claimed | Done | Finished | Busy
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ class TurnJournal:
         self._gateway_id = gateway_id
         self._lease = lease
         self._clock = clock
-        self._held: set[tuple[str, int]] = set()
+        self._held: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._last_beat = self._steady_since = float("-inf")
 
     async def beat(self) -> None:
@@ -150,51 +134,38 @@ class TurnJournal:
             self._steady_since = now
         self._last_beat = now
 
-    async def claim(
-        self,
-        task_key: str,
-        turn: int,
-        *,
-        agent: str,
-        request_sha256: str,
-        model: str,
-        max_failures: int | None = None,
-    ) -> ClaimOutcome:
+    async def claim(self, task_key: str, turn: int, *, agent: str, request_sha256: str, model: str) -> ClaimOutcome:
         """Take the turn for this gateway, or learn why not; one round trip unless two claims collide.
 
-        A turn can be taken when it is new, when it failed (fewer than `max_failures` times), when its gateway has
-        been silent for a lease, or when it is in flight under our own name but this object does not hold it: a
-        process before us began it, or the answer to its claim was lost. While this object holds it, or is claiming
-        it, the outcome is `Busy`.
+        A turn can be taken when it is new, when it failed, when its gateway has been silent for a lease, or when it
+        is in flight under our own name but nobody here holds it: a process before us began it, or the answer to its
+        claim was lost. The asyncio task that claimed a turn holds it until `complete`, `fail` or its own end; for
+        other tasks the outcome is `Busy` so long.
 
         Raises:
             ValueError: `turn` is not between 1 and 999.
+            TurnOutOfOrderError: the turn before it is not finished.
         """
         if not 1 <= turn <= MAX_TURN:
             raise ValueError(f"turn {turn} is not between 1 and {MAX_TURN}")
         key = (task_key, turn)
         if key in self._held:
             return Busy(self._gateway_id)
-        self._held.add(key)
+        self._hold(key)
         outcome: ClaimOutcome | None = None
         try:
             while outcome is None:
-                row = await self._fetch_claim(
-                    *(*key, agent, self._gateway_id, request_sha256, model),
-                    *(self._lease, self._may_take_over(), max_failures),
-                )
-                outcome = _outcome(row, turn)
+                with storage_errors():
+                    row = await self._pool.fetchrow(
+                        query("claim"),
+                        *(*key, agent, self._gateway_id, request_sha256, model, self._lease, self._may_take_over()),
+                    )
+                assert row is not None
+                outcome = _outcome(row, *key)
         finally:
             if not isinstance(outcome, Claimed):
-                self._held.discard(key)
+                self._held.pop(key, None)
         return outcome
-
-    def release(self, task_key: str, turn: int) -> None:
-        """Say that no call for the turn is under way here any more, whatever became of it.
-
-        `complete` and `fail` do so themselves. For the `finally` of the call, in case neither could be written.
-        """
-        self._held.discard((task_key, turn))
 
     async def history(self, task_key: str, before_turn: int) -> list[dict[str, Any]]:
         """The pydantic-ai messages of the finished turns before `before_turn`, in order."""
@@ -261,7 +232,7 @@ class TurnJournal:
                 [_is_error(message) for message in messages],
             )
             stored = None if is_first else await self._stored(task_key, turn)
-        self.release(task_key, turn)
+        self._held.pop((task_key, turn), None)
         return stored or Done(message=response, model=model, cost_usd=cost_usd)
 
     async def fail(self, task_key: str, turn: int, code: str, message: str, *, counts: bool) -> None:
@@ -284,7 +255,7 @@ class TurnJournal:
                 """,
                 *(task_key, turn, self._gateway_id, counts, code, storable_text(message)),
             )
-        self.release(task_key, turn)
+        self._held.pop((task_key, turn), None)
 
     async def usage(self, run_key: str) -> list[TaskUsage]:
         """What each task of a run took so far, in order of the task keys."""
@@ -322,11 +293,11 @@ class TurnJournal:
         now = self._clock()
         return now - self._last_beat < self._grace_seconds <= now - self._steady_since
 
-    async def _fetch_claim(self, *arguments: Any) -> asyncpg.Record:
-        with storage_errors():
-            row = await self._pool.fetchrow(query("claim"), *arguments)
-        assert row is not None
-        return row
+    def _hold(self, key: tuple[str, int]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._held[key] = task
+        task.add_done_callback(lambda ended: self._held.pop(key) if self._held.get(key) is ended else None)
 
     async def _stored(self, task_key: str, turn: int) -> Done:
         row = await self._pool.fetchrow(
@@ -344,7 +315,8 @@ class TurnJournal:
         return Done(message=json.loads(row["content"]), model=row["model"], cost_usd=row["cost_usd"])
 
 
-def _outcome(row: asyncpg.Record, turn: int) -> ClaimOutcome | None:
+def _outcome(row: asyncpg.Record, task_key: str, turn: int) -> ClaimOutcome | None:
+    """`None`: another transaction was writing the row; ask again."""
     if row["notice"] is not None:
         return Finished(notice=row["notice"])
     if row["calls"] is not None:
@@ -353,15 +325,8 @@ def _outcome(row: asyncpg.Record, turn: int) -> ClaimOutcome | None:
         return Done(message=json.loads(row["answer"]), model=row["model"], cost_usd=row["cost_usd"])
     if row["status"] == "in_flight":
         return Busy(gateway_id=row["gateway_id"])
-    return _refusal(row, turn)
-
-
-def _refusal(row: asyncpg.Record, turn: int) -> ClaimOutcome | None:
-    """`None`: another transaction wrote the row meanwhile; ask again."""
-    if row["is_exhausted"]:
-        return Exhausted(failures=row["failures"], code=row["error_code"], message=row["error"])
     if row["next_turn"] is not None and row["next_turn"] < turn:
-        return OutOfOrder(next_turn=row["next_turn"])
+        raise TurnOutOfOrderError(f"turn {turn} of {task_key} was asked for, but turn {row['next_turn']} is next")
     return None
 
 

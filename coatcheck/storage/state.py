@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from coatcheck.errors import CoatcheckError
 from coatcheck.storage.database import Executor, query, storable_json, storage_errors
 from schemas.activities import STAGE_RETRY, STAGE_START_TO_CLOSE, RecordInput
 from schemas.deliverable import DeliverableRef
@@ -109,6 +110,20 @@ async def record(executor: Executor, step: RecordInput) -> None:
         await executor.execute(query("record"), document, _MAX_RETRIES, _TIMEOUT_SECONDS)
 
 
+async def read_brief(executor: Executor, run_key: str) -> str:
+    """The brief of a run, as its first step recorded it (NUL and lone surrogates replaced: `storable_json`).
+
+    Raises:
+        CoatcheckError: the run's first step is not recorded.
+        StorageUnavailableError: PostgreSQL is away. The other reads raise it too.
+    """
+    with storage_errors():
+        brief: str | None = await executor.fetchval("SELECT description FROM workflows WHERE workflow_id = $1", run_key)
+    if brief is None:
+        raise CoatcheckError(f"no brief is recorded for the run {run_key}")
+    return brief
+
+
 _RUN: Final = """
     SELECT workflow_id AS run_key, metadata ->> 'temporal_workflow_id' AS temporal_workflow_id, name AS feature,
         metadata ->> 'tenant' AS tenant, status, current_step, total_steps, completed_steps, step_results,
@@ -118,11 +133,7 @@ _RUN: Final = """
 
 
 async def find_run(executor: Executor, run: str) -> RunRecord | None:
-    """Look a run up by its run key, or the latest run of a Temporal workflow id.
-
-    Raises:
-        StorageUnavailableError: PostgreSQL is away. The other reads raise it too.
-    """
+    """Look a run up by its run key, or the latest run of a Temporal workflow id."""
     with storage_errors():
         row = await executor.fetchrow(
             f"""({_RUN} WHERE workflow_id = $1)

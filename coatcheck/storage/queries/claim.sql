@@ -1,6 +1,6 @@
 -- Claim a turn, or learn why not. $1 task key, $2 turn, $3 agent, $4 gateway, $5 sha256 of the request, $6 model,
--- $7 lease, $8 whether the claimer may take over from silent gateways, $9 the failures at which a turn is given up
--- (NULL: never). An in-flight turn of the claimer's own is an orphan: the claimer knows which calls it holds.
+-- $7 lease, $8 whether the claimer may take over from silent gateways. An in-flight turn of the claimer's own is an
+-- orphan: the claimer knows which calls it holds.
 --
 -- A row that another transaction is writing right now is waited for, but read as it was before, or not at all: asking
 -- again sees it.
@@ -23,7 +23,7 @@ claimed AS (
         error_code = NULL,
         started_at = now(),
         completed_at = NULL
-    WHERE (kept.status = 'failed' AND kept.failures < coalesce($9::int, kept.failures + 1))
+    WHERE kept.status = 'failed'
         OR (kept.status = 'in_flight' AND kept.gateway_id = $4)
         OR (
             kept.status = 'in_flight' AND kept.gateway_id <> $4 AND $8::bool AND kept.started_at < now() - $7::interval
@@ -37,14 +37,11 @@ claimed AS (
 SELECT
     (SELECT output_data FROM finished) AS notice,
     claimed.calls,
-    coalesce(claimed.failures, kept.failures) AS failures,
+    claimed.failures,
     kept.status,
-    kept.failures >= $9 AS is_exhausted,
     kept.gateway_id,
     kept.model,
     kept.cost_usd,
-    kept.error_code,
-    kept.error,
     CASE WHEN claimed.calls IS NULL AND kept.status = 'done' THEN (
         SELECT content FROM agent_playground_messages
         WHERE instance_id = $1 AND role = 'assistant' AND (metadata ->> 'turn')::int = $2
