@@ -3,6 +3,7 @@
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
@@ -121,9 +122,9 @@ class Pipelines:
         return await (await self.start(**fields)).result()
 
 
-@pytest.fixture(scope="session")
-async def temporal_environment() -> AsyncIterator[WorkflowEnvironment]:
-    """The dev server, with our search attributes."""
+@asynccontextmanager
+async def local_temporal() -> AsyncIterator[WorkflowEnvironment]:
+    """The dev server in memory, with our search attributes."""
     environment = await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(Path(sys.executable).parent / "temporal"),
         dev_server_log_level="error",
@@ -135,27 +136,37 @@ async def temporal_environment() -> AsyncIterator[WorkflowEnvironment]:
         yield environment
 
 
+@asynccontextmanager
+async def fake_workers(client: Client, team: FakeTeam) -> AsyncIterator[None]:
+    """A core worker, and the team with one worker per agent queue."""
+    core = Worker(
+        client,
+        task_queue=CORE,
+        workflows=[FeaturePipelineWorkflow],
+        activities=[team.record],
+        interceptors=[CoatcheckInterceptor()],
+        workflow_runner=sandbox_runner(),
+    )
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(core)
+        for stage in DEFAULT_PIPELINE.stages:
+            await stack.enter_async_context(_agent_worker(client, team, stage.agent, stage.task_type, stage.kind))
+        yield
+
+
+@pytest.fixture(scope="session")
+async def temporal_environment() -> AsyncIterator[WorkflowEnvironment]:
+    """One dev server for the session."""
+    async with local_temporal() as environment:
+        yield environment
+
+
 @pytest.fixture
 async def pipelines(temporal_environment: WorkflowEnvironment) -> AsyncIterator[Pipelines]:
-    """A team of fake agents, each on its own queue, and a core worker."""
-    client, team = temporal_environment.client, FakeTeam()
-    workers = [
-        Worker(
-            client,
-            task_queue=CORE,
-            workflows=[FeaturePipelineWorkflow],
-            activities=[team.record],
-            interceptors=[CoatcheckInterceptor()],
-            workflow_runner=sandbox_runner(),
-        )
-    ]
-    for stage in DEFAULT_PIPELINE.stages:
-        workers.append(_agent_worker(client, team, stage.agent, stage.task_type, stage.kind))
-    for worker in workers:
-        await worker.__aenter__()
-    yield Pipelines(client, team)
-    for worker in workers:
-        await worker.shutdown()
+    """A fresh team for each test."""
+    team = FakeTeam()
+    async with fake_workers(temporal_environment.client, team):
+        yield Pipelines(temporal_environment.client, team)
 
 
 def _agent_worker(client: Client, team: FakeTeam, agent: str, task_type: str, kind: StageKind) -> Worker:
