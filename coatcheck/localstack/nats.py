@@ -1,0 +1,74 @@
+"""nats-server with JetStream, run from the same configuration file as in production."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from coatcheck.localstack.binaries import script
+from coatcheck.localstack.config import StackConfig
+from coatcheck.localstack.files import private_dir, write_private
+from coatcheck.localstack.member import MemberSpec
+from coatcheck.localstack.ports import LOOPBACK
+from coatcheck.localstack.probe import http_ok
+from coatcheck.localstack.status import NatsUserStatus
+from schemas.streams import AGENTS, STREAMS
+
+PORTS: Final = ("nats", "nats_monitor")
+_CONF: Final = "nats-server.conf"
+_MAX_FILE_STORE: Final = "16GB"
+"""The streams reserve 6 x 1 GiB; the server would otherwise take three quarters of the free disk as its limit."""
+
+
+def prepare(config: StackConfig) -> dict[str, NatsUserStatus]:
+    """Make missing keys and write the two configuration files; returns the identities by name.
+
+    Also done for an external server: its operator needs the accounts, the workers need the keys.
+    """
+    from coatcheck.messaging import accounts  # noqa: PLC0415
+
+    users = accounts.ensure_keys(private_dir(config.keys_dir), AGENTS)
+    folder = private_dir(config.data_dir / "nats")
+    write_private(folder / "accounts.conf", accounts.render_accounts(users, STREAMS))
+    shutil.copyfile(_conf_source(), folder / _CONF)
+    return {
+        name: NatsUserStatus(
+            account=user.account,
+            user=user.user,
+            password_file=user.password_file,
+            nkey_file=user.nkey_file,
+            inbox_prefix=user.inbox_prefix,
+            js_prefix=user.js_prefix,
+        )
+        for name, user in users.items()
+    }
+
+
+def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> MemberSpec:
+    """The server with its store under `<data_dir>/nats/jetstream`."""
+    folder = data_dir / "nats"
+    variables = {
+        "NATS_SERVER_NAME": "coatcheck",
+        "NATS_HOST": json.dumps(LOOPBACK),
+        "NATS_PORT": str(ports["nats"]),
+        "NATS_MONITOR": json.dumps(f"{LOOPBACK}:{ports['nats_monitor']}"),
+        "NATS_STORE_DIR": json.dumps(str(folder / "jetstream")),
+        "NATS_MAX_FILE_STORE": _MAX_FILE_STORE,
+    }
+    return MemberSpec(
+        name="nats",
+        argv=(str(script("nats-server")), "--config", str(folder / _CONF)),
+        env={**env, **variables},
+        # 200 only when JetStream has recovered every stream.
+        ready=partial(http_ok, ports["nats_monitor"], "/healthz"),
+    )
+
+
+def _conf_source() -> Path:
+    """The file inside an installed package, or in the checkout that an editable install points to."""
+    package = Path(str(files("coatcheck")))
+    packaged = package / "localstack" / _CONF
+    return packaged if packaged.exists() else package.parent / "deploy" / "nats" / _CONF

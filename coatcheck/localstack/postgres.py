@@ -1,0 +1,149 @@
+"""PostgreSQL: its own programs, run directly, on TCP with passwords.
+
+The wheel's `get_server()` is not used: it hides the process from the supervisor and ends with the interpreter.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from coatcheck.errors import DependencyDownError
+from coatcheck.localstack.binaries import postgres_program
+from coatcheck.localstack.files import password, private_dir
+from coatcheck.localstack.member import MemberSpec
+from coatcheck.localstack.ports import LOOPBACK
+from coatcheck.localstack.probe import command_ok
+from coatcheck.localstack.status import PostgresStatus
+
+PORTS: Final = ("postgres",)
+SUPERUSER: Final = "postgres"
+OWNER: Final = "coatcheck"
+GATEWAY_GROUP: Final = "coatcheck_gateway"
+GATEWAY_LOGIN: Final = "coatcheck_gateway_login"
+DATABASE: Final = "coatcheck"
+
+_NOBODY: Final = 65534
+_CAPABILITIES: Final = "-all,+dac_override,+dac_read_search"
+"""As another user, PostgreSQL must still get through the parents of its folder, which may be 0700."""
+_SETTINGS: Final = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "password_encryption": "scram-sha-256",
+    "log_min_messages": "warning",
+}
+
+
+def status(data_dir: Path, port: int) -> PostgresStatus:
+    """How to connect; makes missing passwords."""
+    folder = private_dir(data_dir / "postgres")
+
+    def dsn(role: str, database: str) -> str:
+        secret = password(folder / f"{role}.password")
+        return f"postgresql://{role}:{secret}@{LOOPBACK}:{port}/{database}?sslmode=disable"
+
+    return PostgresStatus(
+        dsn=dsn(OWNER, DATABASE), gateway_dsn=dsn(GATEWAY_LOGIN, DATABASE), superuser_dsn=dsn(SUPERUSER, "postgres")
+    )
+
+
+def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> MemberSpec:
+    """The server with its cluster under `<data_dir>/postgres/cluster`.
+
+    Raises:
+        DependencyDownError: we are root and cannot become somebody else.
+    """
+    cluster = data_dir / "postgres" / "cluster"
+    port = str(ports["postgres"])
+    settings = [f"--{name}={value}" for name, value in {**_SETTINGS, "port": port}.items()]
+    return MemberSpec(
+        name="postgres",
+        argv=(*_as_unprivileged(), str(postgres_program("postgres")), "-D", str(cluster), *settings),
+        env=env,
+        ready=partial(command_ok, str(postgres_program("pg_isready")), "-q", "-h", LOOPBACK, "-p", port),
+        before_start=partial(_ensure_cluster, cluster, dict(env)),
+        # "Fast" shutdown: SIGTERM would wait for the clients to leave.
+        stop_signal=signal.SIGINT,
+        grace_seconds=20,
+    )
+
+
+def ensure_database(data_dir: Path, port: int, env: Mapping[str, str]) -> None:
+    """Create the roles and the database where they are missing; run after the server is ready, any number of times.
+
+    Raises:
+        DependencyDownError: PostgreSQL refused; the message carries its words.
+    """
+    folder = data_dir / "postgres"
+    command = [str(postgres_program("psql")), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+    command += ["-h", LOOPBACK, "-p", str(port), "-U", SUPERUSER, "-d", "postgres"]
+    script = _SQL.format(
+        owner_password=password(folder / f"{OWNER}.password"),
+        gateway_password=password(folder / f"{GATEWAY_LOGIN}.password"),
+    )
+    secret = password(folder / f"{SUPERUSER}.password")
+    _run(command, env={**env, "PGPASSWORD": secret}, script=script)
+
+
+_SQL: Final = f"""
+SET client_min_messages = warning;
+SELECT 'CREATE ROLE {OWNER} LOGIN'
+  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{OWNER}') \\gexec
+SELECT 'CREATE ROLE {GATEWAY_GROUP} NOLOGIN'
+  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{GATEWAY_GROUP}') \\gexec
+SELECT 'CREATE ROLE {GATEWAY_LOGIN} LOGIN IN ROLE {GATEWAY_GROUP}'
+  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{GATEWAY_LOGIN}') \\gexec
+ALTER ROLE {OWNER} PASSWORD '{{owner_password}}';
+ALTER ROLE {GATEWAY_LOGIN} PASSWORD '{{gateway_password}}';
+SELECT 'CREATE DATABASE {DATABASE} OWNER {OWNER}'
+  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
+REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC;
+GRANT CONNECT ON DATABASE {DATABASE} TO {GATEWAY_GROUP};
+"""  # noqa: S608  our own names
+"""The passwords are hexadecimal digits, so they need no quoting; they go in on standard input, not as arguments."""
+
+
+def _ensure_cluster(cluster: Path, env: dict[str, str]) -> None:
+    """Run initdb unless the cluster exists. It is made under another name and renamed: a crash leaves no half one."""
+    if cluster.exists():
+        return
+    new = cluster.with_name("cluster.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    password_file = cluster.with_name(f"{SUPERUSER}.password")
+    if os.geteuid() == 0:
+        os.chown(new, _NOBODY, _NOBODY)
+    command = [*_as_unprivileged(), str(postgres_program("initdb")), "-D", str(new), "-U", SUPERUSER]
+    command += ["--auth=scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8"]
+    # The builtin provider sorts the same on every machine, whatever locales it has.
+    command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    _run(command, env=env)
+    new.rename(cluster)
+
+
+def _as_unprivileged() -> tuple[str, ...]:
+    """Prefix of a command that must not run as root; PostgreSQL refuses to."""
+    if os.geteuid() != 0:
+        return ()
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise DependencyDownError(
+            "PostgreSQL refuses to run as root, and `setpriv` (to run it as nobody) is missing",
+            hint="install util-linux, or run coatcheck as an ordinary user",
+        )
+    ids = (f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups")
+    return (setpriv, *ids, f"--inh-caps={_CAPABILITIES}", f"--ambient-caps={_CAPABILITIES}")
+
+
+def _run(command: list[str], *, env: Mapping[str, str], script: str | None = None) -> None:
+    done = subprocess.run(  # noqa: S603  our own programs
+        command, env=dict(env), input=script, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        name = next(part for part in map(os.path.basename, command) if part in ("initdb", "psql"))
+        raise DependencyDownError(f"{name} failed: {done.stderr.strip() or done.stdout.strip()}")

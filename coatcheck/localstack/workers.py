@@ -1,0 +1,60 @@
+"""The worker processes of a stack and the environment that each of them gets.
+
+A worker is given what it needs and nothing else, as in production: agent workers see neither a database password
+nor a provider's key.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Access = Literal["database", "gateway_database", "providers"]
+
+_VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
+    "database": ("DATABASE_URL",),
+    "gateway_database": ("GATEWAY_DATABASE_URL",),
+}
+_PROVIDER_PREFIXES: Final = ("OPENAI_", "ANTHROPIC_")
+
+
+class WorkerSpec(BaseModel):
+    """A process that the supervisor keeps alive after the servers are ready.
+
+    It says that it is ready by creating the file named by `COATCHECK_READY_FILE`, and stops on SIGTERM.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    access: tuple[Access, ...] = ()
+    """What it may know beyond the addresses of Temporal and NATS and the NATS keys."""
+    grace_seconds: float = 30
+    """From SIGTERM to SIGKILL."""
+
+
+def _default(name: str, *access: Access) -> WorkerSpec:
+    return WorkerSpec(name=name, argv=(sys.executable, "-m", "workers", name), access=access)
+
+
+DEFAULT_WORKERS: Final = (
+    _default("core", "database"),
+    _default("gateway", "gateway_database", "providers"),
+    _default("agents"),
+)
+
+
+def worker_environment(spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a worker: ours, minus the secrets it has no access to, plus where the servers are."""
+    inherited = {**os.environ, **extra, **connections}
+    return {name: value for name, value in inherited.items() if _visible(name, spec.access)} | spec.env
+
+
+def _visible(name: str, access: tuple[Access, ...]) -> bool:
+    if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES):
+        return "providers" in access
+    return all(name not in names or right in access for right, names in _VARIABLES.items())
