@@ -42,7 +42,7 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
     """
     client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
     async with AsyncExitStack() as stack:
-        for role in DEFAULT_ROLES:
+        for role in DEFAULT_ROLES.values():
             if not only or role.agent in only:
                 await stack.enter_async_context(await _worker(role, settings, lifecycle, client, stack))
         await lifecycle.serve()

@@ -6,12 +6,12 @@ from datetime import timedelta
 from coatcheck.messaging.accounts import load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import check_sync_always, ensure_streams, refuse_lost_streams
-from coatcheck.storage.state import recorded_sequences
 from temporalio.worker import Worker
 
 from activities.state import StateActivities
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
+from coatcheck.storage.state import recorded_sequences
 from schemas.streams import STREAMS
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor

@@ -9,14 +9,14 @@ from coatcheck.messaging.accounts import load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import serve
-from coatcheck.storage.journal import TurnJournal
-from coatcheck.storage.state import read_brief
 
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
+from coatcheck.storage.journal import TurnJournal
+from coatcheck.storage.state import read_brief
 from schemas.streams import AGENTS
 from schemas.subjects import llm_subject
 from workers.runner import Lifecycle

@@ -6,6 +6,7 @@ so the history stays small whatever the agents write. All bookkeeping is in `run
 
 import asyncio
 from datetime import timedelta
+from typing import Final
 
 from pydantic import ValidationError
 from temporalio import workflow
@@ -140,7 +141,7 @@ class FeaturePipelineWorkflow:
             tickets=self._run.other_references({item.stage for item in inputs}),
             comment=comment,
         )
-        notice = await workflow.execute_activity(
+        notice: Notice = await workflow.execute_activity(
             stage_activity(stage.agent, stage.task_type),
             RunStageInput.of(order),
             result_type=Notice,
@@ -290,14 +291,16 @@ def _sends_back(notice: Notice) -> bool:
     return notice.metadata.verdict in {Verdict.REVISE, Verdict.FAIL}
 
 
+_VERDICTS: Final[dict[StageKind, frozenset[Verdict | None]]] = {
+    StageKind.WORK: frozenset({None}),
+    StageKind.REVIEW: frozenset({Verdict.APPROVE, Verdict.REVISE, Verdict.REJECT}),
+    StageKind.TEST: frozenset({Verdict.PASS, Verdict.FAIL}),
+}
+
+
 def _check_verdict(stage: Stage, notice: Notice) -> None:
     """A stage that judges must judge; one that does not cannot send anything back."""
-    expected = {
-        StageKind.WORK: {None},
-        StageKind.REVIEW: {Verdict.APPROVE, Verdict.REVISE, Verdict.REJECT},
-        StageKind.TEST: {Verdict.PASS, Verdict.FAIL},
-    }[stage.kind]
-    if notice.metadata.verdict not in expected:
+    if notice.metadata.verdict not in _VERDICTS[stage.kind]:
         raise ApplicationError(
             f"{stage.agent} gave the verdict {notice.metadata.verdict!r} for {stage.name}, a {stage.kind} stage",
             type=errors.AGENT_INVALID_OUTPUT,

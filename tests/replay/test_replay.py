@@ -66,4 +66,3 @@ async def test_swapped_stages_are_caught(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.undo()
         FeatureRequest.model_rebuild(force=True)
     assert "TMPRL1100" in str(failure)
-

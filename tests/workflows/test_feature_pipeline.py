@@ -1,34 +1,32 @@
 """Every branch of the pipeline, on a real Temporal server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
-from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from schemas import errors
 from schemas.notice import Notice, Verdict
-from schemas.pipeline import Decision, DecisionAction, Progress, RunStatus, StageState
+from schemas.pipeline import Decision, DecisionAction, PipelineResult, Progress, RunStatus, StageState
 from tests.workflows.conftest import Pipelines, says
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
+Handle = WorkflowHandle[FeaturePipelineWorkflow, PipelineResult]
 STAGES = ["research", "critique", "backend", "frontend", "qa", "statistics"]
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until the condition holds; the test's own time-out bounds it."""
-    while not await condition():
-        await asyncio.sleep(0.02)
-
-
-async def waits(handle: object) -> Progress:
+async def waits(handle: Handle) -> Progress:
     """Wait until a person is asked, and return the progress at that moment."""
-    while True:
-        progress = await handle.query(FeaturePipelineWorkflow.progress)  # type: ignore[attr-defined]
-        if progress.waiting is not None:
-            return progress
+    return await until(handle, lambda progress: progress.waiting is not None)
+
+
+async def until(handle: Handle, condition: Callable[[Progress], bool]) -> Progress:
+    """Ask for progress until the condition holds; the test's own time-out bounds it."""
+    while not condition(progress := await handle.query(FeaturePipelineWorkflow.progress)):
         await asyncio.sleep(0.02)
+    return progress
 
 
 def decision(progress: Progress, action: DecisionAction, **changes: str) -> Decision:
@@ -118,10 +116,9 @@ async def test_gate_is_bound_to_what_was_reviewed(pipelines: Pipelines) -> None:
         assert refused.value.cause.type == errors.REQUEST_INVALID
     revise = decision(first, DecisionAction.REVISE, comment="use pagination")
     await handle.execute_update(FeaturePipelineWorkflow.decide, revise)
-    while (second := await waits(handle)).waiting == first.waiting:
-        await asyncio.sleep(0.02)
+    second = await until(handle, lambda progress: progress.waiting not in (None, first.waiting))
     assert pipelines.team.orders["backend"][1].comment == "ann: use pagination"
-    with pytest.raises(WorkflowUpdateFailedError, match="rejected|failed"):
+    with pytest.raises(WorkflowUpdateFailedError):
         await handle.execute_update(FeaturePipelineWorkflow.decide, decision(first, DecisionAction.APPROVE))
     await handle.execute_update(FeaturePipelineWorkflow.decide, decision(second, DecisionAction.APPROVE))
     assert (await handle.result()).status is RunStatus.COMPLETED
@@ -157,11 +154,7 @@ async def test_pause_stops_before_the_next_stage(pipelines: Pipelines) -> None:
     progress = await waits(handle)
     await handle.signal(FeaturePipelineWorkflow.pause)
     await handle.execute_update(FeaturePipelineWorkflow.decide, decision(progress, DecisionAction.APPROVE))
-
-    async def paused() -> bool:
-        return (await handle.query(FeaturePipelineWorkflow.progress)).status is RunStatus.PAUSED
-
-    await eventually(paused)
+    await until(handle, lambda progress: progress.status is RunStatus.PAUSED)
     assert "critique" not in pipelines.team.orders
     await handle.signal(FeaturePipelineWorkflow.resume)
     assert (await handle.result()).status is RunStatus.COMPLETED
