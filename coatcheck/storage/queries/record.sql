@@ -2,7 +2,8 @@
 -- the first and the seconds that a stage's activity has.
 --
 -- Every row carries the revision of the step that wrote it (state_data, input_data): a repeated step changes nothing
--- and a late one overwrites nothing newer.
+-- and a late one overwrites nothing newer. A step that is made anew under the same revision (the worker died before
+-- Temporal knew of it, and more has happened since) does count.
 WITH step AS MATERIALIZED (
     SELECT $1::text::jsonb AS document
 ),
@@ -48,6 +49,12 @@ written AS (
         started_at = excluded.started_at,
         completed_at = excluded.completed_at
     WHERE (kept.state_data ->> 'revision')::bigint < (excluded.state_data ->> 'revision')::bigint
+        OR (
+            kept.state_data ->> 'revision' = excluded.state_data ->> 'revision'
+            AND (kept.status, kept.current_step, kept.step_results, kept.error, kept.completed_at)
+                IS DISTINCT FROM
+                (excluded.status, excluded.current_step, excluded.step_results, excluded.error, excluded.completed_at)
+        )
     RETURNING workflow_id
 ),
 late_brief AS ( -- the first step alone has the brief, and may arrive after a later one
@@ -77,7 +84,7 @@ written_tasks AS (
         started_at = excluded.started_at,
         completed_at = coalesce(excluded.completed_at, kept.completed_at)
     WHERE kept.status <> 'completed'
-        AND (kept.input_data ->> 'revision')::bigint < (excluded.input_data ->> 'revision')::bigint
+        AND (kept.input_data ->> 'revision')::bigint <= (excluded.input_data ->> 'revision')::bigint
 ),
 compacted AS ( -- the last answer of a finished task holds the whole report, which is on its stream
     UPDATE agent_playground_messages AS message
