@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Final
 
-from coatcheck.messaging.accounts import load_user
-from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from temporalio.client import Client
 from temporalio.worker import Worker
@@ -19,10 +17,12 @@ from temporalio.worker import Worker
 from activities.agents import stage_activity_for
 from coatcheck.agents.loop import StageRunner
 from coatcheck.agents.roles import DEFAULT_ROLES, Role
+from coatcheck.messaging.client import NatsClient
 from coatcheck.settings import Settings
 from schemas.subjects import llm_subject
 from schemas.task_queues import agent_queue
 from workers.interceptors import CoatcheckInterceptor
+from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.temporal import connect
 
@@ -51,9 +51,7 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
 async def _worker(
     role: Role, settings: Settings, lifecycle: Lifecycle, client: Client, stack: AsyncExitStack
 ) -> Worker:
-    nats = await stack.enter_async_context(
-        NatsClient(settings.require_nats_url(), user=load_user(settings, role.agent), name=role.agent)
-    )
+    nats = await stack.enter_async_context(nats_client(settings, role.agent))
     runner = StageRunner(
         role,
         ask=functools.partial(_ask, nats, llm_subject(role.agent)),

@@ -3,8 +3,6 @@
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
-from coatcheck.messaging.accounts import load_user
-from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import check_sync_always, ensure_streams, refuse_lost_streams
 from temporalio.worker import Worker
 
@@ -15,6 +13,7 @@ from coatcheck.storage.state import recorded_sequences
 from schemas.streams import STREAMS
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
+from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.temporal import STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
 from workflows.feature_pipeline import FeaturePipelineWorkflow
@@ -29,9 +28,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
-        nats = await stack.enter_async_context(
-            NatsClient(settings.require_nats_url(), user=load_user(settings, "core"), name="core")
-        )
+        nats = await stack.enter_async_context(nats_client(settings, "core"))
         await check_sync_always(settings.nats_monitor_url)
         await refuse_lost_streams(nats, STREAMS, await recorded_sequences(pool))
         await ensure_streams(nats, STREAMS)

@@ -5,8 +5,6 @@ import functools
 import uuid
 from contextlib import AsyncExitStack
 
-from coatcheck.messaging.accounts import load_user
-from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import serve
 
@@ -19,6 +17,7 @@ from coatcheck.storage.journal import TurnJournal
 from coatcheck.storage.state import read_brief
 from schemas.streams import AGENTS
 from schemas.subjects import llm_subject
+from workers.nats import nats_client
 from workers.runner import Lifecycle
 
 
@@ -30,9 +29,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_gateway_database_url()))
-        nats = await stack.enter_async_context(
-            NatsClient(settings.require_nats_url(), user=load_user(settings, "gateway"), name="gateway")
-        )
+        nats = await stack.enter_async_context(nats_client(settings, "gateway"))
         journal = TurnJournal(pool, gateway_id=str(uuid.uuid4()))
         await journal.beat()
         proxy = LLMProxy(
