@@ -1,0 +1,127 @@
+"""Jen's script: one page that calls the endpoints of the backend's own table, with its field names and limits."""
+
+import html
+import json
+import re
+
+from coatcheck.agents.scripted import markup
+from coatcheck.agents.scripted.draft import Draft, complexity, table, template
+from coatcheck.agents.scripted.markup import Endpoint, Requirement, endpoint_line
+from coatcheck.agents.scripted.reading import Assignment
+from coatcheck.agents.scripted.words import quote, title
+
+_JAVASCRIPT_PATH = re.compile(r"/[\w/.-]*")
+
+
+def write(task: Assignment) -> Draft:
+    """The page, the endpoints that it uses and what it covers."""
+    items = markup.requirements(task.text("research"), task.brief)
+    backend = task.text("backend")
+    offered = markup.endpoints(backend)
+    api = _collection(offered) or f"/api/{task.feature}"
+    used = _used(offered, api)
+    fields = markup.fields(backend) or [("title", 500, "assumed")]
+    parts = [
+        markup.heading("Frontend", title(task.feature), task.round),
+        _changes(task),
+        _what_people_do(task, items),
+        _endpoint_table(used, offered),
+        _page(task, items, api, fields),
+        _states(fields),
+        _covered(items),
+    ]
+    return Draft(
+        report="\n".join(part for part in parts if part),
+        summary=f"One page for {title(task.feature)}: search, add, delete; uses {len(used)} of the backend's "
+        f"{len(offered)} endpoints under {api}.",
+        complexity=complexity(len(items)),
+        files_analyzed=len(task.sections),
+        files_modified=1,
+    )
+
+
+def _collection(offered: list[Endpoint]) -> str:
+    """The path that takes a new record, else the shortest one without a placeholder."""
+    plain = [item for item in offered if _JAVASCRIPT_PATH.fullmatch(item.path)]
+    posts = [item.path for item in plain if item.method == "POST"]
+    return posts[0] if posts else min((item.path for item in plain), key=len, default="")
+
+
+def _used(offered: list[Endpoint], api: str) -> list[Endpoint]:
+    purposes = {
+        ("GET", api): "the search form and the list",
+        ("POST", api): "the form that adds a record",
+        ("DELETE", f"{api}/{{id}}"): "the button at each record",
+    }
+    known = {(item.method, item.path) for item in offered}
+    return [Endpoint(*key, purpose) for key, purpose in purposes.items() if key in known]
+
+
+def _changes(task: Assignment) -> str:
+    lines = []
+    if task.decision:
+        lines.append(f"- A person asked: {quote(task.decision, 300)}. The page was checked against it.")
+    if task.find("qa"):
+        lines.append("- The test report was read; the page below is complete and replaces the last round's.")
+    return "## What changed in this round\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _what_people_do(task: Assignment, items: list[Requirement]) -> str:
+    return (
+        f"## What a person can do here\n\n1. See what {title(task.feature)} holds and search it by any word "
+        f"({items[0].number}).\n2. Add a record; what the backend refuses is shown with its reason "
+        f"({items[-1].number}).\n3. Delete a record that should be gone.\n4. Open “What this page covers” and read the "
+        "requirements in the requester's own words.\n"
+    )
+
+
+def _endpoint_table(used: list[Endpoint], offered: list[Endpoint]) -> str:
+    unused = [item for item in offered if (item.method, item.path) not in {(one.method, one.path) for one in used}]
+    rest = ", ".join(f"`{item.method} {item.path}`" for item in unused)
+    after = f"\nNot needed by the page: {rest}.\n" if rest else ""
+    missing = "" if used else "\nThe backend's text has no table of endpoints; the page assumes the usual ones.\n"
+    rows = [endpoint_line(item) for item in used]
+    return "## Endpoints used\n\n" + table("| METHOD | path | used for |", rows) + f"\n{after}{missing}"
+
+
+def _page(task: Assignment, items: list[Requirement], api: str, fields: list[tuple[str, int, str]]) -> str:
+    inputs = "\n".join(
+        f'    <label>{name.replace("_", " ").strip().capitalize()} <input name="{name}" maxlength="{limit}"'
+        f"{' required' if name == 'title' else ''}></label>"
+        for name, limit, _ in fields
+    )
+    covered = "\n".join(
+        f'      <li data-requirement="{item.number}">{item.number}: {html.escape(item.text)}</li>' for item in items
+    )
+    page = template("index.html").substitute(
+        title=html.escape(title(task.feature)),
+        api=api,
+        fields=json.dumps([name for name, _, _ in fields]),
+        inputs=inputs,
+        covered=covered,
+    )
+    return f"## Code\n\nOne file, no build step, nothing loaded from other hosts.\n\n```html\n{page}```\n"
+
+
+def _states(fields: list[tuple[str, int, str]]) -> str:
+    return (
+        "## States and accessibility\n\n- Empty: “Nothing found.” in the message line.\n- Error: the backend's reason, "
+        "in a live region with the role alert.\n- Every one of the "
+        f"{len(fields)} inputs has a label and the backend's limit ({fields[0][1]} characters); the backend still "
+        "checks it.\n- Records are inserted as text, never as HTML, so markup in a record is shown and not run.\n"
+        "- Everything works with the keyboard alone: forms, buttons and a summary, no scripted widgets.\n"
+    )
+
+
+def _covered(items: list[Requirement]) -> str:
+    lines = [
+        f"- {item.number}: {_element(item)} and `[data-requirement={item.number}]`, {quote(item.text, 80)}"
+        for item in items
+    ]
+    return "## Requirements covered\n\n" + "\n".join(lines) + "\n"
+
+
+def _element(item: Requirement) -> str:
+    if item.source == "derived" and "refused" in item.text:
+        return "`#message`"
+    return "`#search`" if item.source == "derived" else "`#add`, `#results`"

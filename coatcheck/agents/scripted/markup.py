@@ -1,0 +1,117 @@
+"""The line forms by which the scripted authors understand each other's markdown, and their readers.
+
+A quoted text is one line inside quotation marks and never starts a line, so that it cannot forge any of these.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from coatcheck.agents.scripted.words import cut, sentences
+
+NOTE: Final = (
+    "> Written by Coatcheck's scripted author, not by a language model: the same request always gives this text.\n"
+)
+MAX_FOREIGN_REQUIREMENTS: Final = 6
+
+_REQUIREMENT: Final = re.compile(r"^- \*\*(R\d+)\*\* \(([^)\n]+)\): “(.+)”$", re.MULTILINE)
+_FINDING: Final = re.compile(r"^- \*\*(F\d+)\*\* \((major|minor), ([^)\n]+)\): (.+?) Wanted: (.+)$", re.MULTILINE)
+_SETTLED: Final = re.compile(r"^- \*\*(F\d+)\*\* \((major|minor), ([^)\n]+)\) is settled", re.MULTILINE)
+_ANSWER: Final = re.compile(r"^- \*\*(F\d+)\*\* → (.+)$", re.MULTILINE)
+_ENDPOINT: Final = re.compile(r"^\| (GET|POST|PUT|PATCH|DELETE) \| `?(/[\w/{}.?=&-]*)`? \| (.+) \|$", re.MULTILINE)
+_LOOSE_ENDPOINT: Final = re.compile(r"\b(GET|POST|PUT|PATCH|DELETE)`?[ |]+`?(/[\w/{}.-]+)")
+_FIELD: Final = re.compile(r"^\| `([a-z][a-z0-9_]*)` \| text \| ([\d,]+) \| (.+) \|$", re.MULTILINE)
+_ROUND: Final = re.compile(r"^# .+\(round (\d+)\)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """R1, R2, …: where it comes from and what it says, in one line."""
+
+    number: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """F1, F2, …: as in `coatcheck.agents.reports.Finding`."""
+
+    number: str
+    severity: str
+    where: str
+    claim: str
+    wanted: str
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One line of an API table."""
+
+    method: str
+    path: str
+    purpose: str
+
+
+def heading(name: str, feature_title: str, round_number: int) -> str:
+    """The note about the author, which every report starts with, and the title."""
+    return f"{NOTE}\n# {name}: {feature_title} (round {round_number})\n"
+
+
+def requirement_line(item: Requirement) -> str:
+    """How a requirement is written."""
+    return f"- **{item.number}** ({item.source}): “{item.text}”"
+
+
+def requirements(text: str, brief: str) -> list[Requirement]:
+    """The numbered requirements of a research text; of one in another form, its or the brief's first sentences."""
+    found = [Requirement(*match) for match in _REQUIREMENT.findall(text)]
+    if found:
+        return list({item.number: item for item in found}.values())
+    lines = [line for line in sentences(text) if len(line) > 40] if text else []  # noqa: PLR2004  a heading is shorter
+    chosen = (lines or sentences(brief))[:MAX_FOREIGN_REQUIREMENTS]
+    source = "research text" if lines else "brief"
+    return [Requirement(f"R{number}", source, cut(line, 160)) for number, line in enumerate(chosen, 1)]
+
+
+def finding_line(item: Finding) -> str:
+    """How a finding is written."""
+    return f"- **{item.number}** ({item.severity}, {item.where}): {item.claim} Wanted: {item.wanted}"
+
+
+def findings(text: str) -> list[Finding]:
+    """The open findings of a critique."""
+    return [Finding(*match) for match in _FINDING.findall(text)]
+
+
+def settled(text: str) -> list[tuple[str, str]]:
+    """(number, severity) of the findings that a critique calls settled."""
+    return [(number, severity) for number, severity, _ in _SETTLED.findall(text)]
+
+
+def answers(text: str) -> dict[str, str]:
+    """Finding → how a later research round answered it."""
+    return dict(_ANSWER.findall(text))
+
+
+def endpoint_line(item: Endpoint) -> str:
+    """How an endpoint is written."""
+    return f"| {item.method} | `{item.path}` | {item.purpose} |"
+
+
+def endpoints(text: str) -> list[Endpoint]:
+    """The endpoints of a backend's or a page's table; of a text in another form, those that it mentions."""
+    found = [Endpoint(*match) for match in _ENDPOINT.findall(text)]
+    found = found or [Endpoint(method, path, "as described") for method, path in _LOOSE_ENDPOINT.findall(text)]
+    return list({(item.method, item.path): item for item in found}.values())
+
+
+def fields(text: str) -> list[tuple[str, int, str]]:
+    """(name, most characters, meaning) of each text field in a backend's data model."""
+    return [(name, int(limit.replace(",", "")), meaning) for name, limit, meaning in _FIELD.findall(text)]
+
+
+def round_of(text: str) -> int:
+    """The round in a report's title; 1 when it has none."""
+    match = _ROUND.search(text)
+    return int(match[1]) if match else 1

@@ -1,0 +1,129 @@
+"""Reads what the scripted author is given: the expanded prompt of `coatcheck.agents.prompt` and tool returns.
+
+Only the outermost sections count; whatever a body contains, it ends at the closing tag with its own fence.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
+
+from coatcheck.agents.roles import FETCH_DELIVERABLE
+from schemas.streams import stream_name
+
+_REQUEST: Final = re.compile(r"<request((?: [a-z_]+=\"[^\"]*\")+)>\n")
+_OPEN: Final = re.compile(
+    r"^<(brief|deliverable|decision) fence=\"([0-9a-f]+)\"((?: [a-z_]+=\"[^\"]*\")*)>\n", re.MULTILINE
+)
+_ATTRIBUTE: Final = re.compile(r" ([a-z_]+)=\"([^\"]*)\"")
+_TYPE_PREFIX: Final = stream_name("")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One deliverable as shown to the author."""
+
+    stage: str
+    task_type: str
+    """What kind of document it is: the last part of its stream's name, else the stage's name."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the author is asked to do and everything that it may read."""
+
+    feature: str
+    stage: str
+    task_type: str
+    kind: str
+    round: int
+    brief: str
+    decision: str
+    """A person's words, or empty."""
+    sections: tuple[Section, ...]
+    fetched: tuple[Section, ...]
+    """What `fetch_deliverable` returned."""
+    fetch_tried: bool
+
+    def find(self, task_type: str) -> Section | None:
+        """The newest document of that type, handed or fetched."""
+        found = [item for item in (*self.sections, *self.fetched) if item.task_type == task_type]
+        return found[-1] if found else None
+
+    def text(self, task_type: str) -> str:
+        """The text of that document, or nothing."""
+        section = self.find(task_type)
+        return section.text if section else ""
+
+
+def read(messages: list[ModelMessage]) -> Assignment | None:
+    """Understand a conversation, or say with `None` that its first prompt is not one of ours."""
+    prompt = next(_prompts(messages), "")
+    request = _REQUEST.match(prompt)
+    if request is None:
+        return None
+    head: dict[str, str] = dict(_ATTRIBUTE.findall(request[1]))
+    if not {"feature", "stage", "round"} <= head.keys() or not head["round"].isdigit():
+        return None
+    parts = list(_sections(prompt))
+    return Assignment(
+        feature=head["feature"],
+        stage=head["stage"],
+        task_type=head.get("task_type", head["stage"]),
+        kind=head.get("kind", "work"),
+        round=int(head["round"]),
+        brief="".join(body for tag, _, body in parts if tag == "brief"),
+        decision="".join(body for tag, _, body in parts if tag == "decision"),
+        sections=tuple(_deliverable(attributes, body) for tag, attributes, body in parts if tag == "deliverable"),
+        fetched=tuple(_fetched(messages)),
+        fetch_tried=any(call.tool_name == FETCH_DELIVERABLE for call in _calls(messages)),
+    )
+
+
+def _prompts(messages: list[ModelMessage]) -> Iterator[str]:
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, UserPromptPart):
+                yield part.content if isinstance(part.content, str) else ""
+
+
+def _calls(messages: list[ModelMessage]) -> Iterator[ToolCallPart]:
+    for message in messages:
+        if isinstance(message, ModelResponse):
+            yield from (part for part in message.parts if isinstance(part, ToolCallPart))
+
+
+def _fetched(messages: list[ModelMessage]) -> Iterator[Section]:
+    """Sections in tool returns; a return without one is the bare text of the stage that was asked for."""
+    stages = {call.tool_call_id: str(call.args_as_dict().get("stage", "")) for call in _calls(messages)}
+    for message in messages:
+        if not isinstance(message, ModelRequest):
+            continue
+        for part in message.parts:
+            if not isinstance(part, ToolReturnPart) or part.tool_name != FETCH_DELIVERABLE:
+                continue
+            text = part.content if isinstance(part.content, str) else ""
+            found = [
+                _deliverable(attributes, body) for tag, attributes, body in _sections(text) if tag == "deliverable"
+            ]
+            stage = stages.get(part.tool_call_id, "")
+            yield from found or [Section(stage=stage, task_type=stage, text=text)]
+
+
+def _sections(text: str) -> Iterator[tuple[str, dict[str, str], str]]:
+    position = 0
+    while (opening := _OPEN.search(text, position)) is not None:
+        end = text.find(f'\n</{opening[1]} fence="{opening[2]}">', opening.end())
+        if end < 0:
+            return
+        yield opening[1], dict(_ATTRIBUTE.findall(opening[3])), text[opening.end() : end]
+        position = end
+
+
+def _deliverable(attributes: dict[str, str], body: str) -> Section:
+    stage, stream = attributes.get("stage", ""), attributes.get("stream", "")
+    task_type = stream.removeprefix(_TYPE_PREFIX) if stream.startswith(_TYPE_PREFIX) else stage
+    return Section(stage=stage, task_type=task_type, text=body)

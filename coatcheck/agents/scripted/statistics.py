@@ -1,0 +1,89 @@
+"""Priya's script: counts what is in the documents that she read, and says where each number comes from."""
+
+import re
+
+from coatcheck.agents.scripted import markup
+from coatcheck.agents.scripted.draft import Draft, complexity, table
+from coatcheck.agents.scripted.reading import Assignment, Section
+from coatcheck.agents.scripted.words import key_terms, quote, sentences, title, words
+
+
+def write(task: Assignment) -> Draft:
+    """The numbers of the run."""
+    read = _read(task)
+    research, critique, qa = task.text("research"), task.text("critique"), task.text("qa")
+    items = markup.requirements(research, task.brief)
+    closed, opened = markup.settled(critique), markup.findings(critique)
+    passed, failed = len(re.findall(r" pass \|$", qa, re.MULTILINE)), len(re.findall(r" fail \|$", qa, re.MULTILINE))
+    endpoints = markup.endpoints(qa)
+    severities = [severity for _, severity in closed] + [item.severity for item in opened]
+    rows = [
+        f"| words in the brief | {len(words(task.brief)):,} | the brief, {len(sentences(task.brief)):,} sentences |",
+        f"| requirements | {len(items)} | {_source(task, 'research')}: {items[0].number} to {items[-1].number} |",
+        f"| of these from the brief | {sum(one.source.startswith('brief') for one in items)} | their origin notes |",
+        f"| major findings | {severities.count('major')} | critique |",
+        f"| minor findings | {severities.count('minor')} | critique |",
+        f"| findings settled | {len(closed)} | critique, “What became of the findings” |",
+        f"| rounds of review | {markup.round_of(critique)} | critique, its title |",
+        f"| rounds of testing | {markup.round_of(qa)} | QA, its title |",
+        f"| endpoints | {len(endpoints)} | QA, API contract |",
+        f"| requirements passed | {passed} | QA, result column |",
+        f"| requirements failed | {failed} | QA, result column |",
+    ]
+    parts = [
+        markup.heading("Statistics", title(task.feature), task.round),
+        f"A person asked: {quote(task.decision, 300)}. All numbers were counted again.\n" if task.decision else "",
+        "## The run in numbers\n\n" + table("| what | number | where it was counted |", rows) + "\n",
+        _documents(read),
+        _coverage(passed, passed + failed, len(closed), len(severities)),
+        _terms(task, read),
+        "## What could not be counted\n\n- Cost, tokens and durations: they are in the orchestrator's records.\n"
+        "- Tests that ran: QA read the code and did not run it.\n"
+        + ("" if research else "- Requirements in the research itself: it was not at hand.\n"),
+    ]
+    return Draft(
+        report="\n".join(part for part in parts if part),
+        summary=f"{title(task.feature)}: {len(items)} requirements, {passed} passed; {len(severities)} findings, "
+        f"{len(closed)} settled in {markup.round_of(critique)} rounds; {len(endpoints)} endpoints.",
+        complexity=complexity(len(items)),
+        files_analyzed=len(read),
+    )
+
+
+def _read(task: Assignment) -> list[Section]:
+    others = [item for item in (*task.fetched, *task.sections) if item.task_type != task.task_type]
+    return list({item.task_type: item for item in others}.values())
+
+
+def _source(task: Assignment, task_type: str) -> str:
+    return f"{task_type}, fetched" if any(item.task_type == task_type for item in task.fetched) else task_type
+
+
+def _documents(read: list[Section]) -> str:
+    rows = [
+        f"| {item.stage} | {len(words(item.text)):,} | {len(re.findall(r'^## ', item.text, re.MULTILINE))} | "
+        f"{len(item.text.encode('utf-8', 'replace')):,} |"
+        for item in read
+    ]
+    total = f"| all | {sum(len(words(item.text)) for item in read):,} | | |"
+    return "## Documents\n\n" + table("| document | words | sections | bytes |", [*rows, total]) + "\n"
+
+
+def _coverage(passed: int, tested: int, closed: int, found: int) -> str:
+    lines = []
+    if tested:
+        lines.append(f"- {passed} of {tested} requirements ({passed / tested:.0%}) have evidence in what was built.")
+    if found:
+        lines.append(f"- {closed} of {found} findings ({closed / found:.0%}) were settled, each by a named section.")
+    if not lines:
+        lines.append("- The documents have no tables that could be compared.")
+    return "## Coverage and the effect of the review\n\n" + "\n".join(lines) + "\n"
+
+
+def _terms(task: Assignment, read: list[Section]) -> str:
+    rows = []
+    for term in key_terms(task.feature, task.brief):
+        counts = [str(item.text.casefold().count(term.text.casefold())) for item in read]
+        rows.append(f"| {quote(term.text)} | {term.count} | {' | '.join(counts)}{' |' if counts else ''}")
+    head = f"| word | brief | {' | '.join(item.stage for item in read)}{' |' if read else ''}"
+    return "## The request's words through the run\n\n" + table(head, rows) + "\n"
