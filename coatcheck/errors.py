@@ -5,6 +5,8 @@
     │   ├── MessagingUnavailableError
     │   └── StorageUnavailableError
     ├── NotAuthorizedError           this identity may not use that subject
+    ├── MessagingRefusedError        JetStream's own refusal, with its error code
+    ├── MessagingUnsafeError         the NATS server would lose acknowledged messages
     ├── DeliverableError
     │   ├── DeliverableTooLargeError
     │   ├── DeliverableNotFoundError
@@ -62,6 +64,23 @@ class NotAuthorizedError(CoatcheckError):
     """This NATS identity may not publish or subscribe there."""
 
     code = codes.NOT_AUTHORIZED
+
+
+class MessagingRefusedError(CoatcheckError):
+    """JetStream refused a request for a reason that has no class of its own here."""
+
+    code = "messaging.refused"
+
+    def __init__(self, message: str, *, err_code: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.err_code = err_code
+        """JetStream's `err_code`; several of them share one HTTP-like code, so branch on this."""
+
+
+class MessagingUnsafeError(CoatcheckError):
+    """The NATS server does not sync every write, or will not say: a power cut would lose acknowledged messages."""
+
+    code = "messaging.unsafe"
 
 
 class DeliverableError(CoatcheckError):

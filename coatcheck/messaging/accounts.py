@@ -1,0 +1,254 @@
+"""Who is who on NATS: one account per agent, service imports from a hub account, and the keys.
+
+Permissions inside one account do not isolate agents: the server does not check reply subjects, and through them a
+confined user can store forged messages in another agent's stream. So the streams live in the account HUB, each agent
+has an account of its own, and what an agent may do reaches it as a *service import*: a forged reply then ends in the
+forger's own account. The permissions inside the agent's account add no isolation; they turn a time-out into a refusal
+that arrives within a millisecond.
+
+The JetStream API is imported under `JS.hub.API`: on its own prefix it would collide with the account's own, and the
+server would answer "JetStream not enabled for account".
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import nkeys  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from coatcheck.errors import NotAuthorizedError
+from schemas.streams import StreamSpec
+from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, event_wildcard, service_wildcard
+
+HUB: Final = "HUB"
+CORE: Final = "core"
+GATEWAY: Final = "gateway"
+SYSTEM: Final = "sys"
+OBSERVER: Final = "observer"
+
+OWN_JS_PREFIX: Final = "$JS.API"
+HUB_JS_PREFIX: Final = "JS.hub.API"
+
+SERVICES: Final[Mapping[str, str]] = {"llm": "1h"}
+"""Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and how long a reply may take.
+
+The server forgets where a reply goes after 2 minutes unless told otherwise.
+"""
+
+_ACCOUNTS: Final[Mapping[str, str]] = {CORE: HUB, GATEWAY: HUB, SYSTEM: "SYS", OBSERVER: "OBSERVER"}
+_READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
+_READ_ALL: Final = ("STREAM.LIST", "STREAM.NAMES", "INFO")
+"""What the observer may ask besides: the list of streams and the account's totals."""
+
+
+class NatsUser(BaseModel):
+    """One NATS identity, and what a client must know to use it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    account: str
+    user: str
+    """The nkey's public half, or the user name when there is a password."""
+    nkey_file: Path | None = None
+    password_file: Path | None = None
+    password: SecretStr | None = Field(None, exclude=True)
+    """For the rendered configuration only; never serialised."""
+    inbox_prefix: str
+    """The only subjects on which this identity can hear replies."""
+    js_prefix: str
+    """The JetStream API as this identity's account sees it."""
+
+
+def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
+    """Make the keys that are missing and return every identity by name; existing keys stay as they are.
+
+    Args:
+        keys_dir: Made with mode 0700; seeds and passwords are files of mode 0600 in it.
+        agents: Slugs; the names of the fixed identities and accounts are taken.
+
+    Raises:
+        ValueError: an agent's name is not a slug or is taken.
+    """
+    names = [_agent_name(agent) for agent in agents]
+    keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys_dir.chmod(0o700)
+    for name in (*_ACCOUNTS, *names):
+        if name == OBSERVER:
+            _write_once(_password_file(keys_dir, name), secrets.token_urlsafe(24).encode())
+        else:
+            seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+            _write_once(_nkey_file(keys_dir, name), seed)
+    return {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
+
+
+def load_user(keys_dir: Path, name: str) -> NatsUser:
+    """Read one identity; a process needs no other file than its own.
+
+    Raises:
+        NotAuthorizedError: there is no key for that name.
+    """
+    account = _ACCOUNTS.get(name, name.upper())
+    prefixes = {
+        "inbox_prefix": f"_INBOX_{name}",
+        "js_prefix": OWN_JS_PREFIX if account == HUB else HUB_JS_PREFIX,
+    }
+    nkey_file, password_file = _nkey_file(keys_dir, name), _password_file(keys_dir, name)
+    if nkey_file.exists():
+        key = nkeys.from_seed(bytearray(nkey_file.read_bytes().strip()))
+        return NatsUser(name=name, account=account, user=key.public_key.decode(), nkey_file=nkey_file, **prefixes)
+    if password_file.exists():
+        password = SecretStr(password_file.read_text().strip())
+        return NatsUser(
+            name=name, account=account, user=name, password_file=password_file, password=password, **prefixes
+        )
+    raise NotAuthorizedError(
+        f"there is no NATS key for {name!r} in {keys_dir}", hint="`coatcheck up` makes the keys of the local stack"
+    )
+
+
+def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]) -> str:
+    """The text of `accounts.conf`, to be included by the server's configuration.
+
+    Holds public keys and the observer's password, so the file is as private as that password.
+
+    Args:
+        users: As `ensure_keys` gives them.
+        streams: Every agent's stream; each agent reads all and writes only its own subjects.
+    """
+    agents = [user for name, user in users.items() if name not in _ACCOUNTS]
+    blocks = [_hub(users, agents, streams)]
+    blocks += [_agent(user, streams) for user in agents]
+    blocks += [_observer(users[OBSERVER], streams), f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}"]
+    body = "\n".join(blocks)
+    return (
+        f"# Written by coatcheck from its list of agents and streams.\naccounts {{\n{body}\n}}\nsystem_account: SYS\n"
+    )
+
+
+def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
+    readers = [user.account for user in (*agents, users[OBSERVER])]
+    exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
+    for agent in agents:
+        exports += [_export(subject, [agent.account]) for subject in _writes(agent.name)]
+        exports += [_export(_service(name, agent.name), [agent.account], limit) for name, limit in SERVICES.items()]
+    gateway = _permissions(
+        publish=[f"{OWN_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)],
+        subscribe=[*(_service(name, "*") for name in SERVICES), "$SRV.>", f"{users[GATEWAY].inbox_prefix}.>"],
+        # A gateway answers whoever asked, once, on the reply subject of the request and on no other.
+        responses='allow_responses: { max: 1, expires: "1h" }',
+    )
+    logins = [_credentials(users[CORE]), _credentials(users[GATEWAY], gateway)]
+    return _account(HUB, logins, exports=exports, jetstream=True)
+
+
+def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+    imports = [_import(subject) for subject in _writes(user.name)]
+    imports += [_import(_service(name, user.name)) for name in SERVICES]
+    imports += [_import_js(verb) for verb in _stream_verbs(streams)]
+    permissions = _permissions(
+        publish=[
+            *_writes(user.name),
+            service_wildcard(user.name),
+            *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)),
+        ],
+        subscribe=[f"{user.inbox_prefix}.>"],
+    )
+    return _account(user.account, [_credentials(user, permissions)], imports=imports)
+
+
+def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+    verbs = [*_stream_verbs(streams), *_READ_ALL]
+    permissions = _permissions(
+        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[f"{user.inbox_prefix}.>"]
+    )
+    return _account(user.account, [_credentials(user, permissions)], imports=[_import_js(verb) for verb in verbs])
+
+
+def _writes(agent: str) -> tuple[str, ...]:
+    return deliverable_wildcard(agent), event_wildcard(agent)
+
+
+def _service(service: str, agent: str) -> str:
+    return f"{PREFIX}.svc.{service}.{agent}"
+
+
+def _stream_verbs(streams: Sequence[StreamSpec]) -> list[str]:
+    return [f"{verb}.{stream.name}" for stream in streams for verb in _READ_STREAM]
+
+
+def _account(
+    name: str, users: list[str], *, exports: Sequence[str] = (), imports: Sequence[str] = (), jetstream: bool = False
+) -> str:
+    lines = [f"  {name}: {{"]
+    if jetstream:
+        lines.append("    jetstream: enabled")
+    for key, items in (("users", users), ("exports", exports), ("imports", imports)):
+        if items:
+            lines += [f"    {key}: [", *(f"      {item}" for item in items), "    ]"]
+    return "\n".join([*lines, "  }"])
+
+
+def _export(subject: str, accounts: list[str], threshold: str | None = None) -> str:
+    limit = f', threshold: "{threshold}"' if threshold else ""
+    return f"{{ service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{limit} }}"
+
+
+def _import(subject: str, to: str | None = None) -> str:
+    target = f", to: {json.dumps(to)}" if to else ""
+    return f"{{ service: {{ account: {HUB}, subject: {json.dumps(subject)} }}{target} }}"
+
+
+def _import_js(verb: str) -> str:
+    return _import(f"{OWN_JS_PREFIX}.{verb}", to=f"{HUB_JS_PREFIX}.{verb}")
+
+
+def _permissions(*, publish: list[str], subscribe: list[str], responses: str = "") -> str:
+    rules = f"publish: {{ allow: {json.dumps(publish)} }}, subscribe: {{ allow: {json.dumps(subscribe)} }}"
+    return f"permissions: {{ {rules}{', ' if responses else ''}{responses} }}"
+
+
+def _credentials(user: NatsUser, permissions: str = "") -> str:
+    if user.password is not None:
+        login = f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
+    else:
+        login = f"nkey: {user.user}"
+    return f"{{ {login}{', ' if permissions else ''}{permissions} }}"
+
+
+def _agent_name(name: str) -> str:
+    check_slug(name)
+    if name in _ACCOUNTS or name.upper() in _ACCOUNTS.values():
+        raise ValueError(f"no agent can be named {name!r}: it is one of the fixed NATS identities or accounts")
+    return name
+
+
+def _nkey_file(keys_dir: Path, name: str) -> Path:
+    return keys_dir / f"{name}.nk"
+
+
+def _password_file(keys_dir: Path, name: str) -> Path:
+    return keys_dir / f"{name}.password"
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Create the file whole and private, or leave the one that is there; safe against a second process and a crash."""
+    if path.exists():
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()

@@ -1,0 +1,100 @@
+"""Notices that fit: whatever an agent writes into a summary, a notice stays within its kilobyte."""
+
+import json
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from schemas.deliverable import DeliverableRef
+from schemas.notice import MAX_NOTICE_BYTES, Notice, NoticeMetadata
+
+_ELLIPSIS: Final = "…"
+_MAX_MODEL_CHARACTERS: Final = 80
+_BLOCKERS_SHARE: Final = 3
+"""Blockers may take a third of the room when both texts are too long."""
+
+
+def create_notice(  # noqa: PLR0913  the seed's fields, by keyword
+    *,
+    agent: str,
+    feature: str,
+    subject: str,
+    ref: DeliverableRef,
+    summary: str,
+    completion_time: datetime,
+    status: Literal["complete", "blocked"] = "complete",
+    complexity: Literal["Low", "Medium", "High"] = "Medium",
+    blockers: str = "None",
+    ready_for_next_stage: bool = True,
+    files_modified: int = 0,
+    **metadata: Any,
+) -> Notice:
+    """The notice for a published deliverable, at most 1 KB of UTF-8 on the wire.
+
+    `summary` and `blockers` are cut at a character, with an ellipsis, when they would not fit.
+
+    Args:
+        agent: Who did the work.
+        feature: The slug.
+        subject: Where the deliverable was published.
+        ref: Its ticket.
+        summary: What was done.
+        completion_time: When.
+        status: Whether a person is needed.
+        complexity: The agent's judgement.
+        blockers: What keeps the next stage from starting, or `None`.
+        ready_for_next_stage: Whether the pipeline can go on.
+        files_modified: By the deliverable.
+        metadata: Further fields of `NoticeMetadata`, such as `round`, `tokens_in`, `verdict`.
+
+    Raises:
+        ValueError: the other fields alone are over 1 KB.
+    """
+    if isinstance(model := metadata.get("model"), str):
+        metadata["model"] = _cut(model, _MAX_MODEL_CHARACTERS)
+    notice = Notice(
+        status=status,
+        agent=agent,
+        task=feature,
+        nats_channel=subject,
+        summary="",
+        complexity=complexity,
+        blockers="",
+        ready_for_next_stage=ready_for_next_stage,
+        completion_time=completion_time,
+        files_modified=files_modified,
+        metadata=NoticeMetadata(
+            stream=ref.stream, sequence=ref.sequence, sha256=ref.sha256, bytes=ref.bytes, **metadata
+        ),
+    )
+    room = MAX_NOTICE_BYTES - len(notice.to_wire())
+    if room < len(_ELLIPSIS.encode()):
+        raise ValueError(f"the notice of {agent} for {feature} takes {-room:,} bytes too many without any text")
+    summary, blockers = _clean(summary), _clean(blockers)
+    blockers = _cut(blockers, max(room // _BLOCKERS_SHARE, room - _size(summary)))
+    return notice.model_copy(update={"blockers": blockers, "summary": _cut(summary, room - _size(blockers))})
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates, which UTF-8 cannot carry, become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _size(text: str) -> int:
+    """Bytes of `text` inside a JSON string."""
+    return len(json.dumps(text, ensure_ascii=False).encode()) - 2
+
+
+def _cut(text: str, room: int) -> str:
+    """The longest prefix that fits into `room` bytes of JSON, with an ellipsis when something is missing."""
+    if _size(text) <= room:
+        return text
+    left = room - len(_ELLIPSIS.encode())
+    if left < 0:
+        return ""
+    end = 0
+    for character in text:
+        left -= _size(character)
+        if left < 0:
+            break
+        end += 1
+    return text[:end].rstrip(" \n\t\u200d") + _ELLIPSIS

@@ -1,0 +1,178 @@
+"""The streams as they must be: made when missing, reported when different, never made over recorded state.
+
+A server that starts with the wrong encryption key or an empty disk is "healthy" with zero streams. Creating them
+anew would hide a total loss, so start-up compares with what PostgreSQL remembers first (`refuse_lost_streams`).
+"""
+
+import asyncio
+import http.client
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from coatcheck.errors import MessagingRefusedError, MessagingUnavailableError, MessagingUnsafeError, StreamMissingError
+from coatcheck.messaging.client import NatsClient
+from schemas.streams import StreamSpec, StreamStatus
+
+_NANOSECONDS: Final = 1_000_000_000
+_NAME_IN_USE: Final = 10058
+"""Another process made the stream, with other settings, between our look and our request."""
+_MONITOR_TIMEOUT_SECONDS: Final = 5
+
+_MUST_BE_ABSENT: Final = ("mirror", "sources", "republish", "subject_transform", "allow_rollup_hdrs", "sealed")
+"""Settings that would let messages in, out or away by another door."""
+
+
+def stream_config(spec: StreamSpec, *, replicas: int = 1) -> dict[str, Any]:
+    """The settings of the seed (003, Agent Streams and Retention) as JetStream's API spells them."""
+    return {
+        "name": spec.name,
+        "subjects": list(spec.subjects),
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_msgs": spec.max_msgs,
+        "max_bytes": spec.max_bytes,
+        "max_age": spec.max_age_seconds * _NANOSECONDS,
+        "duplicate_window": spec.duplicate_window_seconds * _NANOSECONDS,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "num_replicas": replicas,
+        # A direct get may be answered by a replica that lags: 558 of 1,500 reads right after the ack found nothing.
+        "allow_direct": False,
+        "deny_delete": True,
+        "deny_purge": True,
+    }
+
+
+async def ensure_streams(client: NatsClient, specs: Iterable[StreamSpec], *, replicas: int = 1) -> list[StreamStatus]:
+    """Create the streams that are missing; one that exists is left as it is and its drift reported.
+
+    Call `refuse_lost_streams` first. Safe to run in several processes at once.
+
+    Args:
+        client: An identity that may manage streams (`core`).
+        specs: What must exist.
+        replicas: 3 in a cluster whose members have separate power and disks, else 1.
+
+    Returns:
+        One status per spec, in their order.
+
+    Raises:
+        MessagingUnavailableError: JetStream does not answer.
+        NotAuthorizedError: this identity may not create streams.
+        MessagingRefusedError: JetStream refuses a stream, for instance for want of space.
+    """
+    statuses = []
+    for spec in specs:
+        status = await _status(client, spec, replicas)
+        if status is None:
+            try:
+                answer = await client.api(f"STREAM.CREATE.{spec.name}", stream_config(spec, replicas=replicas))
+            except MessagingRefusedError as error:
+                if error.err_code != _NAME_IN_USE:
+                    raise
+                answer = await client.api(f"STREAM.INFO.{spec.name}")
+            status = _from_info(answer, spec, replicas)
+        statuses.append(status)
+    return statuses
+
+
+async def stream_statuses(client: NatsClient, specs: Iterable[StreamSpec], *, replicas: int = 1) -> list[StreamStatus]:
+    """The state of the streams that exist, in the order of `specs`; a missing one is left out."""
+    statuses = [await _status(client, spec, replicas) for spec in specs]
+    return [status for status in statuses if status is not None]
+
+
+def refuse_lost_streams(statuses: Iterable[StreamStatus], recorded: Mapping[str, int]) -> None:
+    """Refuse to go on when JetStream has less than what was recorded.
+
+    Args:
+        statuses: Of the streams that exist.
+        recorded: Stream → the highest sequence that PostgreSQL remembers.
+
+    Raises:
+        StreamMissingError: a remembered stream is gone, or ends before what is remembered.
+    """
+    last = {status.name: status.last_seq for status in statuses}
+    for name, sequence in recorded.items():
+        if last.get(name, 0) < sequence:
+            found = f"ends at {last[name]:,}" if name in last else "does not exist"
+            raise StreamMissingError(
+                f"the stream {name} {found}, but message {sequence:,} of it is on record: acknowledged data is gone",
+                hint="check the server's store directory and encryption key, or restore the stream from a backup; "
+                "it is not created anew over recorded state",
+            )
+
+
+async def check_sync_always(monitor_url: str | None) -> None:
+    """Make sure that the server syncs every write before it acknowledges.
+
+    With the default `sync_interval` a power cut lost every message acknowledged since the last sync, with three
+    replicas on one power domain too; with `always` none, at about 0.3 ms per message.
+
+    Raises:
+        MessagingUnsafeError: it does not, or there is no monitor to ask.
+        MessagingUnavailableError: the monitor does not answer.
+    """
+    hint = "set `jetstream { sync_interval: always }` in the server's configuration"
+    if not monitor_url:
+        raise MessagingUnsafeError(
+            "without the server's monitor nobody can tell whether it syncs every write",
+            hint=f"set NATS_MONITOR_URL, and {hint}",
+        )
+    try:
+        config = await asyncio.to_thread(_jetstream_config, monitor_url)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise MessagingUnavailableError(
+            f"the monitor of NATS at {monitor_url} does not answer: {error}", hint="is `http` set in its configuration?"
+        ) from error
+    if config.get("sync_always") is not True:
+        raise MessagingUnsafeError("NATS does not sync every write: a power cut would lose deliverables", hint=hint)
+
+
+def _jetstream_config(monitor_url: str) -> Mapping[str, Any]:
+    parts = urlsplit(monitor_url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname or "localhost", parts.port, timeout=_MONITOR_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/jsz?config=1")
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise ValueError(f"HTTP status {response.status}")
+        config: Mapping[str, Any] = json.loads(response.read()).get("config", {})
+    finally:
+        connection.close()
+    return config
+
+
+async def _status(client: NatsClient, spec: StreamSpec, replicas: int) -> StreamStatus | None:
+    try:
+        return _from_info(await client.api(f"STREAM.INFO.{spec.name}"), spec, replicas)
+    except StreamMissingError:
+        return None
+
+
+def _from_info(info: Mapping[str, Any], spec: StreamSpec, replicas: int) -> StreamStatus:
+    state = info["state"]
+    return StreamStatus(
+        name=spec.name,
+        messages=state["messages"],
+        bytes=state["bytes"],
+        first_seq=state["first_seq"],
+        last_seq=state["last_seq"],
+        consumer_count=state["consumer_count"],
+        drift=list(_drift(info["config"], stream_config(spec, replicas=replicas))),
+    )
+
+
+def _drift(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:
+    for setting, value in wanted.items():
+        if (found := actual.get(setting, False)) != value:
+            yield f"{setting}: is {json.dumps(found)}, should be {json.dumps(value)}"
+    for setting in _MUST_BE_ABSENT:
+        if actual.get(setting):
+            yield f"{setting}: is {json.dumps(actual[setting])}, should be absent"
