@@ -5,6 +5,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from coatcheck.localstack.status import STATUS_FILE
 from coatcheck.localstack.workers import DEFAULT_WORKERS, WorkerSpec
 
 ServerName = Literal["temporal", "nats", "postgres"]
@@ -56,7 +57,7 @@ class StackConfig(BaseModel):
     @property
     def status_file(self) -> Path:
         """The JSON form of `StackStatus`, rewritten on every change."""
-        return self.data_dir / "status.json"
+        return self.data_dir / STATUS_FILE
 
     @property
     def logs_dir(self) -> Path:

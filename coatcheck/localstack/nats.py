@@ -15,6 +15,7 @@ from coatcheck.localstack.member import MemberSpec
 from coatcheck.localstack.ports import LOOPBACK
 from coatcheck.localstack.probe import http_ok
 from coatcheck.localstack.status import NatsUserStatus
+from coatcheck.messaging import accounts
 from schemas.streams import AGENTS, STREAMS
 
 PORTS: Final = ("nats", "nats_monitor")
@@ -28,8 +29,6 @@ def prepare(config: StackConfig) -> dict[str, NatsUserStatus]:
 
     Also done for an external server: its operator needs the accounts, the workers need the keys.
     """
-    from coatcheck.messaging import accounts  # noqa: PLC0415
-
     users = accounts.ensure_keys(private_dir(config.keys_dir), AGENTS)
     folder = private_dir(config.data_dir / "nats")
     write_private(folder / "accounts.conf", accounts.render_accounts(users, STREAMS))
@@ -48,14 +47,14 @@ def prepare(config: StackConfig) -> dict[str, NatsUserStatus]:
 
 
 def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> MemberSpec:
-    """The server with its store under `<data_dir>/nats/jetstream`."""
+    """The server with its store under `<data_dir>/nats/jetstream` (it adds that folder itself)."""
     folder = data_dir / "nats"
     variables = {
         "NATS_SERVER_NAME": "coatcheck",
         "NATS_HOST": json.dumps(LOOPBACK),
         "NATS_PORT": str(ports["nats"]),
         "NATS_MONITOR": json.dumps(f"{LOOPBACK}:{ports['nats_monitor']}"),
-        "NATS_STORE_DIR": json.dumps(str(folder / "jetstream")),
+        "NATS_STORE_DIR": json.dumps(str(folder)),
         "NATS_MAX_FILE_STORE": _MAX_FILE_STORE,
     }
     return MemberSpec(

@@ -19,11 +19,12 @@ import psutil
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from coatcheck.localstack.config import SERVERS, External, ServerName, StackConfig
-from coatcheck.localstack.files import append_private, private_dir
+from coatcheck.localstack.files import append_private, private_dir, write_private
 from coatcheck.localstack.foreground import EXIT_DEPENDENCY_DOWN, Command
 from coatcheck.localstack.leftovers import end_leftovers
 from coatcheck.localstack.lock import stack_lock
 from coatcheck.localstack.status import (
+    STATUS_FILE,
     MemberState,
     MemberStatus,
     StackState,
@@ -60,19 +61,18 @@ def stop_detached(data_dir: Path) -> bool:
     data_dir = data_dir.absolute()
     supervisor = load_status(data_dir).supervisor
     if supervisor.pid is not None:
-        process = psutil.Process(supervisor.pid)
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            raise CoatcheckError(
-                f"the supervisor (pid {process.pid}) did not stop within {STOP_SECONDS:g} s",
-                hint=f"see {data_dir / 'logs' / 'supervisor.log'}",
-            ) from None
+        _end_supervisor(supervisor.pid, data_dir)
     if not data_dir.exists():
         return False
     with stack_lock(data_dir):
-        return bool(end_leftovers(data_dir)) or supervisor.pid is not None
+        ended = end_leftovers(data_dir)
+        status = load_status(data_dir)
+        if status.state == StackState.CRASHED:
+            status.state = status.supervisor.state = StackState.STOPPED
+            for member in (*status.servers, *status.workers):
+                member.state = MemberState.STOPPED
+            write_private(data_dir / STATUS_FILE, status.model_dump_json(indent=2))
+        return bool(ended) or supervisor.pid is not None
 
 
 class LocalStack:
@@ -211,6 +211,20 @@ class LocalStack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.stop)
+
+
+def _end_supervisor(pid: int, data_dir: Path) -> None:
+    try:
+        process = psutil.Process(pid)
+        process.terminate()
+        process.wait(STOP_SECONDS)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired:
+        raise CoatcheckError(
+            f"the supervisor (pid {pid}) did not stop within {STOP_SECONDS:g} s",
+            hint=f"see {data_dir / 'logs' / 'supervisor.log'}",
+        ) from None
 
 
 def _spawn(config: StackConfig, *, controlled: bool) -> subprocess.Popen[bytes]:

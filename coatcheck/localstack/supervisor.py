@@ -86,6 +86,7 @@ class Supervisor:
             async with _interrupted_by(stop):
                 await self._start(ports)
                 self._set(StackState.RUNNING)
+                self._say(_ready_line(self._status))
                 await self._bound_logs()
         except CoatcheckError as failed:
             error = str(failed)
@@ -216,6 +217,16 @@ def _not_started(member: Member, what: str) -> DependencyDownError:
     tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
     text = "".join(f"\n  | {line}" for line in tail)
     return DependencyDownError(f"{member.spec.name} {what}; the end of {log}:{text}")
+
+
+def _ready_line(status: StackStatus) -> str:
+    places = [
+        f"Temporal {status.temporal.address}" if status.temporal else "",
+        f"its UI {status.temporal.ui_url}" if status.temporal and status.temporal.ui_url else "",
+        f"NATS {status.nats.url}" if status.nats else "",
+        f"{len(status.workers)} workers" if status.workers else "",
+    ]
+    return f"ready: {', '.join(filter(None, places))}"
 
 
 async def _exists(path: Path) -> bool:

@@ -1,0 +1,16 @@
+"""Options that many commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir", envvar="COATCHECK_DATA_DIR", help="Data, logs, keys and status of the stack.", file_okay=False
+    ),
+]
+DEFAULT_DATA_DIR = Path(".coatcheck")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -1,0 +1,91 @@
+"""`up`, `down` and `status`: the local stack."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, tell
+from coatcheck.localstack import StackConfig, load_status
+from coatcheck.localstack.config import External
+from coatcheck.localstack.foreground import supervise
+from coatcheck.localstack.stack import start_detached, stop_detached
+from coatcheck.localstack.status import MemberStatus, StackState, StackStatus
+from coatcheck.settings import Settings
+
+app = typer.Typer()
+
+
+def stack_config(data_dir: Path, settings: Settings) -> StackConfig:
+    """The stack in `data_dir`; servers that the environment points to are used, the others are started."""
+    database, gateway = settings.database_url, settings.gateway_database_url
+    return StackConfig(
+        data_dir=data_dir.absolute(),
+        nats_keys_dir=settings.nats_keys_dir.absolute() if settings.nats_keys_dir else None,
+        external=External(
+            temporal_address=settings.temporal_address,
+            temporal_namespace=settings.temporal_namespace,
+            nats_url=settings.nats_url,
+            nats_monitor_url=settings.nats_monitor_url,
+            database_url=database.get_secret_value() if database else None,
+            gateway_database_url=gateway.get_secret_value() if gateway else None,
+        ),
+    )
+
+
+@app.command()
+def up(
+    *,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is ready.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Start Temporal, NATS, PostgreSQL and the workers, and keep them running."""
+    status = load_status(data_dir)
+    if status.state == StackState.RUNNING:
+        tell(f"already running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
+        return
+    config = stack_config(data_dir, Settings())
+    if not detach:
+        raise typer.Exit(asyncio.run(supervise(config)))
+    status = start_detached(config)
+    tell(f"running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
+    tell("hint: `coatcheck status` shows where everything is, `coatcheck down` stops it")
+
+
+@app.command()
+def down(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Stop the stack. Its data stay."""
+    stopped = stop_detached(data_dir)
+    tell(f"stopped; the data stay in {data_dir.absolute()}" if stopped else f"nothing runs in {data_dir.absolute()}")
+
+
+@app.command()
+def status(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Show what runs and where. Exits with 3 when the stack is not running."""
+    found = load_status(data_dir)
+    sys.stdout.write(found.model_dump_json(indent=2) + "\n" if as_json else _table(found))
+    if found.state != StackState.RUNNING:
+        raise typer.Exit(EXIT_DEPENDENCY_DOWN)
+
+
+def _table(found: StackStatus) -> str:
+    lines = [f"stack     {found.state}  {found.data_dir}"]
+    if found.supervisor.error:
+        lines.append(f"error     {found.supervisor.error}")
+    if found.temporal:
+        lines.append(f"temporal  {found.temporal.address}  {found.temporal.ui_url or ''}".rstrip())
+    if found.nats:
+        lines.append(f"nats      {found.nats.url}  {found.nats.monitor_url or ''}".rstrip())
+    if found.postgres:
+        lines.append(f"postgres  {found.postgres.dsn.rpartition('@')[2]}")
+    lines += ["", *(_row(member) for member in (*found.servers, *found.workers))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(member: MemberStatus) -> str:
+    pid = f"pid {member.pid}" if member.pid else ""
+    restarts = f"restarts {member.restarts}, last {member.last_exit}" if member.restarts else ""
+    return f"{member.name:<9} {member.state:<11} {pid:<12} {restarts}".rstrip()

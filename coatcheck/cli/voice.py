@@ -1,0 +1,25 @@
+"""How the command line talks: short, exact, with a hint where a mistake is likely."""
+
+import sys
+from typing import Final
+
+from coatcheck.errors import CoatcheckError, DependencyDownError
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_MISUSE: Final = 2
+EXIT_DEPENDENCY_DOWN: Final = 3
+
+
+def tell(line: str) -> None:
+    """Say something to the person; stdout stays for data."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def complain(error: CoatcheckError) -> int:
+    """Tell an error and its hint; returns the exit code that goes with it."""
+    tell(f"error: {error}")
+    if error.hint:
+        tell(f"hint: {error.hint}")
+    return EXIT_DEPENDENCY_DOWN if isinstance(error, DependencyDownError) else EXIT_FAILED
