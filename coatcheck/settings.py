@@ -61,12 +61,11 @@ class Settings(BaseSettings):
 
     def require_database_url(self) -> str:
         """The DSN of PostgreSQL, or an error that names the variable."""
-        return _require(self.database_url and self.database_url.get_secret_value(), "DATABASE_URL")
+        return _require(_secret(self.database_url), "DATABASE_URL")
 
     def require_gateway_database_url(self) -> str:
         """The DSN with the gateway's role; the owner's when none is set."""
-        url = self.gateway_database_url or self.database_url
-        return _require(url and url.get_secret_value(), "GATEWAY_DATABASE_URL or DATABASE_URL")
+        return _require(_secret(self.gateway_database_url or self.database_url), "GATEWAY_DATABASE_URL or DATABASE_URL")
 
     @property
     def keys_dir(self) -> Path:
@@ -78,3 +77,7 @@ def _require(value: str | None, variable: str) -> str:
     if not value:
         raise CoatcheckError(f"{variable} is not set", hint="`coatcheck up` starts local servers and sets it")
     return value
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Final
 
-from coatcheck.messaging.deliverables import DeliverableService
 from temporalio.client import Client
 from temporalio.worker import Worker
 
@@ -18,6 +17,7 @@ from activities.agents import stage_activity_for
 from coatcheck.agents.loop import StageRunner
 from coatcheck.agents.roles import DEFAULT_ROLES, Role
 from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.settings import Settings
 from schemas.subjects import llm_subject
 from schemas.task_queues import agent_queue

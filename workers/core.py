@@ -1,12 +1,13 @@
 """The core worker: workflows and state activities. The only worker with the rights of the database's owner."""
 
+import logging
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
-from coatcheck.messaging.streams import check_sync_always, ensure_streams, refuse_lost_streams
 from temporalio.worker import Worker
 
 from activities.state import StateActivities
+from coatcheck.messaging.streams import check_sync_always, ensure_streams, refuse_lost_streams, stream_statuses
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.state import recorded_sequences
@@ -17,6 +18,8 @@ from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.temporal import STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
 from workflows.feature_pipeline import FeaturePipelineWorkflow
+
+_log = logging.getLogger(__name__)
 
 
 async def run(settings: Settings, lifecycle: Lifecycle) -> None:
@@ -30,8 +33,10 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "core"))
         await check_sync_always(settings.nats_monitor_url)
-        await refuse_lost_streams(nats, STREAMS, await recorded_sequences(pool))
-        await ensure_streams(nats, STREAMS)
+        refuse_lost_streams(await stream_statuses(nats, STREAMS), await recorded_sequences(pool))
+        for status in await ensure_streams(nats, STREAMS):
+            for difference in status.drift:
+                _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await stack.enter_async_context(

@@ -127,22 +127,27 @@ class StageRunner:
         return deliverable_subject(self._role.agent, self._role.task_type, order.feature)
 
     def _notice(self, report: Report, usage: RunUsage, model: ProxyModel, *, ref: DeliverableRef, task: Task) -> Notice:
+        optional = {
+            "cost_usd": model.spending.cost_usd,
+            "attempt": task.attempt if task.attempt > 1 else None,
+            **report.notice_fields(),
+        }
         return self._deliverables.create_notice(
             agent=self._role.agent,
             feature=task.order.feature,
             subject=self._subject(task.order),
             ref=ref,
             summary=report.summary,
+            status="blocked" if report.blocked else "complete",
             complexity=report.complexity,
             blockers=report.blockers,
+            ready_for_next_stage=not report.blocked,
             files_modified=report.files_modified,
             completion_time=datetime.now(UTC),
             round=task.order.round,
             tokens_in=usage.input_tokens,
             tokens_out=usage.output_tokens,
-            cost_usd=model.spending.cost_usd,
-            attempt=task.attempt if task.attempt > 1 else None,
-            **report.notice_fields(),
+            **{name: value for name, value in optional.items() if value is not None},
         )
 
 

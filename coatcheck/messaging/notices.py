@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from schemas.deliverable import DeliverableRef
-from schemas.notice import MAX_NOTICE_BYTES, Notice, NoticeMetadata
+from schemas.notice import MAX_NOTICE_BYTES, MAX_SUMMARY_CHARACTERS, Notice, NoticeMetadata
 
 _ELLIPSIS: Final = "…"
 _MAX_MODEL_CHARACTERS: Final = 80
@@ -30,7 +30,7 @@ def create_notice(  # noqa: PLR0913  the seed's fields, by keyword
 ) -> Notice:
     """The notice for a published deliverable, at most 1 KB of UTF-8 on the wire.
 
-    `summary` and `blockers` are cut at a character, with an ellipsis, when they would not fit.
+    `summary` and `blockers` are cut at a character, with an ellipsis, at 120 characters or when they would not fit.
 
     Args:
         agent: Who did the work.
@@ -69,9 +69,13 @@ def create_notice(  # noqa: PLR0913  the seed's fields, by keyword
     room = MAX_NOTICE_BYTES - len(notice.to_wire())
     if room < len(_ELLIPSIS.encode()):
         raise ValueError(f"the notice of {agent} for {feature} takes {-room:,} bytes too many without any text")
-    summary, blockers = _clean(summary), _clean(blockers)
+    summary, blockers = _line(_clean(summary)), _line(_clean(blockers))
     blockers = _cut(blockers, max(room // _BLOCKERS_SHARE, room - _size(summary)))
     return notice.model_copy(update={"blockers": blockers, "summary": _cut(summary, room - _size(blockers))})
+
+
+def _line(text: str) -> str:
+    return text if len(text) <= MAX_SUMMARY_CHARACTERS else text[: MAX_SUMMARY_CHARACTERS - 1].rstrip() + _ELLIPSIS
 
 
 def _clean(text: str) -> str:
