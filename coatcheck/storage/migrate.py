@@ -1,8 +1,8 @@
 """Brings the schema up to date: the SQL files in `migrations/`, applied by dbmate, forward only.
 
 dbmate owns the order, the transaction around each file and the table `schema_migrations`; its advisory lock makes
-concurrent starts wait for each other. We own the translation of the DSN: dbmate's driver (Go's lib/pq) knows neither
-libpq's socket forms nor `sslmode=prefer`, and asks for TLS unless told otherwise.
+concurrent starts wait for each other. We own the translation of the DSN: dbmate's driver (Go's lib/pq) does not
+know libpq's socket forms, and insists on TLS unless told otherwise.
 """
 
 import logging
@@ -66,8 +66,8 @@ def pending(dsn: str) -> list[str]:
 def dbmate_url(dsn: str) -> str:
     """Translate a libpq DSN for dbmate.
 
-    A socket directory, given as the host (`%2Frun%2Fpg`) or as `?host=`, becomes `?socket=`; `sslmode` is `disable`
-    when absent, and for `allow` and `prefer`, which dbmate's driver does not have.
+    A socket directory, given as the host (`%2Frun%2Fpg`) or as `?host=`, becomes `?socket=`; `sslmode` is `prefer`
+    when absent, as it is for libpq and asyncpg.
 
     Raises:
         CoatcheckError: it is not a `postgresql://` or `postgres://` URL.
@@ -78,8 +78,7 @@ def dbmate_url(dsn: str) -> str:
             "the database URL does not start with postgresql://", hint="postgresql://user:password@host:5432/database"
         )
     query = dict(parse_qsl(parts.query))
-    if query.get("sslmode", "prefer") in {"allow", "prefer"}:
-        query["sslmode"] = "disable"
+    query.setdefault("sslmode", "prefer")
     user, _, address = parts.netloc.rpartition("@")
     host, _, port = address.rpartition(":") if re.search(r":\d+$", address) else (address, "", "")
     host = query.pop("host", "") or unquote(host)
