@@ -1,11 +1,13 @@
 """Processes of a stack that outlived their supervisor: found by pid and start time, and by a mark they inherit.
 
 The status file names every member. The mark, an environment variable, also finds a process that was started just
-before the supervisor was killed, and the children of a member that died.
+before the supervisor was killed, and the children of a worker that died. PostgreSQL's children overwrite their
+environment with their title; they end by themselves when their parent is gone.
 """
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -56,10 +58,15 @@ def _label(process: psutil.Process) -> str:
     return str(process.pid)
 
 
+def _stop_signal(process: psutil.Process) -> signal.Signals:
+    # PostgreSQL would wait for its clients after SIGTERM.
+    return signal.SIGINT if process.name() == "postgres" else signal.SIGTERM
+
+
 def _signal(processes: list[psutil.Process], *, kill: bool) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             if kill:
                 process.kill()
             else:
-                process.terminate()
+                process.send_signal(_stop_signal(process))

@@ -49,7 +49,10 @@ def start_detached(config: StackConfig) -> StackStatus:
     process = _spawn(config, controlled=False)
     assert process.stdin is not None
     process.stdin.close()
-    return _wait_started(process, config)
+    status = _wait_started(process, config)
+    # Popen warns when it is dropped while its process runs, which is the purpose here.
+    process.returncode = 0
+    return status
 
 
 def stop_detached(data_dir: Path) -> bool:

@@ -118,7 +118,7 @@ class Supervisor:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
         for server in reversed(self._servers):
             await server.stop()
-        # A worker's own children, and PostgreSQL's after a kill -9, lead sessions of their own.
+        # Also a worker's children that lead sessions of their own.
         await asyncio.to_thread(end_leftovers, self._config.data_dir)
 
     async def _bring_up(self, members: Sequence[Member]) -> None:
