@@ -35,6 +35,7 @@ _AWAY: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutting down, starting up, crashed, statement timed out
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
+    asyncpg.InternalClientError,  # a dying server's last word is read just before a statement (seen with kill -9)
 )
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ESCAPED_NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
