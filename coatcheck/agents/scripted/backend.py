@@ -1,6 +1,7 @@
 """Roy's script: one architecture, a searchable register, written out as a real module with the request's names."""
 
 import json
+from collections.abc import Sequence
 
 from coatcheck.agents.scripted import markup
 from coatcheck.agents.scripted.draft import Draft, complexity, table, template
@@ -11,6 +12,9 @@ from coatcheck.agents.scripted.words import field_names, folded, identifier, quo
 
 _OPEN_POINTS = """\
 ## Open points
+
+The code keeps and finds records, nothing else. What a requirement asks beyond that is kept as its wording and is \
+not built: the scripted author writes the same kind of module for every request, with the request's names.
 
 Who may see which records is assumed as in the research: everybody who can open the page. Two writing processes at \
 once wait for each other in SQLite; beyond a few hundred writes a second the store should move to a server, behind \
@@ -59,7 +63,7 @@ def _changes(task: Assignment) -> str:
     return "## What changed in this round\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def _design(task: Assignment, items: list[Requirement]) -> str:
+def _design(task: Assignment, items: Sequence[Requirement]) -> str:
     findings = markup.settled(task.text("critique"))
     review = f" The review's {', '.join(number for number, _ in findings)} shaped the limits." if findings else ""
     return (
@@ -97,12 +101,12 @@ def _api(api: str, fields: list[tuple[str, str]]) -> str:
     )
 
 
-def _code(task: Assignment, items: list[Requirement], fields: list[str], names: dict[str, str]) -> str:
+def _code(task: Assignment, items: Sequence[Requirement], fields: list[str], names: dict[str, str]) -> str:
     texts = ",\n".join(f"    {_literal(item.number)}: {_literal(item.text)}" for item in items)
     module = template("module.py.txt").substitute(
         names,
         title=title(task.feature),
-        fields=f"({', '.join(_literal(name) for name in fields)},)",
+        fields=f"({', '.join(_literal(name) for name in fields)})",
         max_characters=MAX_CHARACTERS,
         max_results=MAX_RESULTS,
         requirements=f"{{\n{texts},\n}}",
@@ -151,6 +155,6 @@ def _query(text: str) -> str:
     return word if all(folded(form) in kept for form in (word, word.upper(), word.lower())) else ""
 
 
-def _covered(items: list[Requirement]) -> str:
+def _covered(items: Sequence[Requirement]) -> str:
     lines = [f"- {item.number}: `test_{item.number.lower()}_…`, {quote(item.text, 80)}" for item in items]
     return "## Requirements covered\n\n" + "\n".join(lines) + "\n"

@@ -1,13 +1,15 @@
 """Sylvia's script: three checks of the specification that really look at its text, and a verdict that converges."""
 
-import re
+from collections.abc import Sequence
 
 from coatcheck.agents.scripted import markup
-from coatcheck.agents.scripted.draft import Draft, complexity
+from coatcheck.agents.scripted.draft import Draft, complexity, table
 from coatcheck.agents.scripted.markup import Finding, Requirement
 from coatcheck.agents.scripted.reading import Assignment, Section
 from coatcheck.agents.scripted.words import cut, key_terms, quote, sentences, title, words
 from schemas.notice import Verdict
+
+LONG_SENTENCE_WORDS = 18
 
 
 def write(task: Assignment) -> Draft:
@@ -22,6 +24,7 @@ def write(task: Assignment) -> Draft:
         _verdict(task, reviewed, found, earlier),
         _finding_list(found),
         _settled(earlier, reviewed),
+        _each(items, reviewed),
         _coverage(task, items),
         _checked(task, reviewed, items),
     ]
@@ -49,7 +52,7 @@ def _as_output(item: Finding) -> dict[str, str]:
     }
 
 
-def _findings(task: Assignment, reviewed: Section, items: list[Requirement]) -> list[Finding]:
+def _findings(task: Assignment, reviewed: Section, items: Sequence[Requirement]) -> list[Finding]:
     found = []
     untested = [item for item in items if f"**{item.number}** is accepted when" not in reviewed.text]
     if untested:
@@ -122,7 +125,28 @@ def _settled(earlier: list[Finding], reviewed: Section) -> str:
     return "## What became of the findings\n\n" + "\n".join(lines) + "\n"
 
 
-def _coverage(task: Assignment, items: list[Requirement]) -> str:
+def _each(items: Sequence[Requirement], reviewed: Section) -> str:
+    rows = [
+        f"| {item.number} | {quote(item.text, 60)} | {_remark(item)} | {_check(item, reviewed)} |" for item in items
+    ]
+    return "## Requirement by requirement\n\n" + table("| R | says | remark | acceptance |", rows) + "\n"
+
+
+def _remark(item: Requirement) -> str:
+    if item.text.endswith("…"):
+        return "long; only its beginning is quoted in the research"
+    if any(letter.isdigit() for letter in item.text):
+        return "has a number to test against"
+    if item.text.count(",") or len(words(item.text)) > LONG_SENTENCE_WORDS:
+        return "several wishes in one sentence; each needs its own look"
+    return "one wish"
+
+
+def _check(item: Requirement, reviewed: Section) -> str:
+    return "given" if f"**{item.number}** is accepted when" in reviewed.text else "missing"
+
+
+def _coverage(task: Assignment, items: Sequence[Requirement]) -> str:
     lines = []
     for term in key_terms(task.feature, task.brief):
         used = [item.number for item in items if term.text.casefold() in item.text.casefold()]
@@ -131,13 +155,13 @@ def _coverage(task: Assignment, items: list[Requirement]) -> str:
     return "## The brief's words and the requirements\n\n" + "\n".join(lines) + "\n"
 
 
-def _checked(task: Assignment, reviewed: Section, items: list[Requirement]) -> str:
-    headings = len(re.findall(r"^## ", reviewed.text, re.MULTILINE))
+def _checked(task: Assignment, reviewed: Section, items: Sequence[Requirement]) -> str:
+    headings = reviewed.text.count("\n## ")
     numbers = [item.number for item in items]
     in_order = "in order and without gaps" if numbers == [f"R{n}" for n in range(1, len(numbers) + 1)] else "with gaps"
     return (
         "## Checked without a finding\n\n"
-        f"- {reviewed.stage.capitalize()} has {len(words(reviewed.text)):,} words under {headings} headings; its "
+        f"- {reviewed.stage.capitalize()} has {len(reviewed.text.split()):,} words under {headings} headings; its "
         f"requirements {', '.join(numbers)} are numbered {in_order}.\n"
         f"- The brief's {len(sentences(task.brief)):,} sentences were compared with them: nothing was added that "
         "nobody asked for, except what is marked as derived.\n"

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Sequence
 
 from coatcheck.agents.scripted import markup
 from coatcheck.agents.scripted.draft import Draft, complexity, table, template
@@ -40,14 +41,14 @@ def write(task: Assignment) -> Draft:
     )
 
 
-def _collection(offered: list[Endpoint]) -> str:
+def _collection(offered: Sequence[Endpoint]) -> str:
     """The path that takes a new record, else the shortest one without a placeholder."""
     plain = [item for item in offered if _JAVASCRIPT_PATH.fullmatch(item.path)]
     posts = [item.path for item in plain if item.method == "POST"]
     return posts[0] if posts else min((item.path for item in plain), key=len, default="")
 
 
-def _used(offered: list[Endpoint], api: str) -> list[Endpoint]:
+def _used(offered: Sequence[Endpoint], api: str) -> list[Endpoint]:
     purposes = {
         ("GET", api): "the search form and the list",
         ("POST", api): "the form that adds a record",
@@ -66,7 +67,7 @@ def _changes(task: Assignment) -> str:
     return "## What changed in this round\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def _what_people_do(task: Assignment, items: list[Requirement]) -> str:
+def _what_people_do(task: Assignment, items: Sequence[Requirement]) -> str:
     return (
         f"## What a person can do here\n\n1. See what {title(task.feature)} holds and search it by any word "
         f"({items[0].number}).\n2. Add a record; what the backend refuses is shown with its reason "
@@ -75,7 +76,7 @@ def _what_people_do(task: Assignment, items: list[Requirement]) -> str:
     )
 
 
-def _endpoint_table(used: list[Endpoint], offered: list[Endpoint]) -> str:
+def _endpoint_table(used: list[Endpoint], offered: Sequence[Endpoint]) -> str:
     unused = [item for item in offered if (item.method, item.path) not in {(one.method, one.path) for one in used}]
     rest = ", ".join(f"`{item.method} {item.path}`" for item in unused)
     after = f"\nNot needed by the page: {rest}.\n" if rest else ""
@@ -84,7 +85,7 @@ def _endpoint_table(used: list[Endpoint], offered: list[Endpoint]) -> str:
     return "## Endpoints used\n\n" + table("| METHOD | path | used for |", rows) + f"\n{after}{missing}"
 
 
-def _page(task: Assignment, items: list[Requirement], api: str, fields: list[tuple[str, int, str]]) -> str:
+def _page(task: Assignment, items: Sequence[Requirement], api: str, fields: list[tuple[str, int, str]]) -> str:
     inputs = "\n".join(
         f'    <label>{name.replace("_", " ").strip().capitalize()} <input name="{name}" maxlength="{limit}"'
         f"{' required' if name == 'title' else ''}></label>"
@@ -113,7 +114,7 @@ def _states(fields: list[tuple[str, int, str]]) -> str:
     )
 
 
-def _covered(items: list[Requirement]) -> str:
+def _covered(items: Sequence[Requirement]) -> str:
     lines = [
         f"- {item.number}: {_element(item)} and `[data-requirement={item.number}]`, {quote(item.text, 80)}"
         for item in items

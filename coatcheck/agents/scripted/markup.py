@@ -5,6 +5,7 @@ A quoted text is one line inside quotation marks and never starts a line, so tha
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from coatcheck.agents.scripted.words import cut, sentences
@@ -63,15 +64,16 @@ def requirement_line(item: Requirement) -> str:
     return f"- **{item.number}** ({item.source}): “{item.text}”"
 
 
-def requirements(text: str, brief: str) -> list[Requirement]:
+@lru_cache(maxsize=16)
+def requirements(text: str, brief: str) -> tuple[Requirement, ...]:
     """The numbered requirements of a research text; of one in another form, its or the brief's first sentences."""
     found = [Requirement(*match) for match in _REQUIREMENT.findall(text)]
     if found:
-        return list({item.number: item for item in found}.values())
+        return tuple({item.number: item for item in found}.values())
     lines = [line for line in sentences(text) if len(line) > 40] if text else []  # noqa: PLR2004  a heading is shorter
     chosen = (lines or sentences(brief))[:MAX_FOREIGN_REQUIREMENTS]
     source = "research text" if lines else "brief"
-    return [Requirement(f"R{number}", source, cut(line, 160)) for number, line in enumerate(chosen, 1)]
+    return tuple(Requirement(f"R{number}", source, cut(line, 160)) for number, line in enumerate(chosen, 1))
 
 
 def finding_line(item: Finding) -> str:
@@ -99,11 +101,12 @@ def endpoint_line(item: Endpoint) -> str:
     return f"| {item.method} | `{item.path}` | {item.purpose} |"
 
 
-def endpoints(text: str) -> list[Endpoint]:
+@lru_cache(maxsize=16)
+def endpoints(text: str) -> tuple[Endpoint, ...]:
     """The endpoints of a backend's or a page's table; of a text in another form, those that it mentions."""
     found = [Endpoint(*match) for match in _ENDPOINT.findall(text)]
     found = found or [Endpoint(method, path, "as described") for method, path in _LOOSE_ENDPOINT.findall(text)]
-    return list({(item.method, item.path): item for item in found}.values())
+    return tuple({(item.method, item.path): item for item in found}.values())
 
 
 def fields(text: str) -> list[tuple[str, int, str]]:

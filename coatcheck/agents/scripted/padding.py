@@ -1,5 +1,7 @@
 """Makes a report as long as a load test wants it, with worked examples of the request's own requirements."""
 
+from collections.abc import Sequence
+
 from coatcheck.agents.scripted.markup import Requirement
 from coatcheck.agents.scripted.words import Term
 
@@ -15,7 +17,7 @@ _SITUATIONS = (
 )
 
 
-def padded(report: str, minimum_bytes: int, items: list[Requirement], terms: tuple[Term, ...]) -> str:
+def padded(report: str, minimum_bytes: int, items: Sequence[Requirement], terms: tuple[Term, ...]) -> str:
     """The report, with an appendix of numbered examples when it is shorter than `minimum_bytes` of UTF-8."""
     missing = minimum_bytes - len(report.encode())
     if missing <= 0:

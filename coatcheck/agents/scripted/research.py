@@ -1,10 +1,22 @@
 """Cynthia's script: a specification from the brief's own sentences, completed by what the review asks for."""
 
+from collections.abc import Sequence
+
 from coatcheck.agents.scripted import markup
 from coatcheck.agents.scripted.draft import Draft, complexity, table
 from coatcheck.agents.scripted.markup import Requirement, requirement_line
 from coatcheck.agents.scripted.reading import Assignment
-from coatcheck.agents.scripted.words import clean, cut, key_terms, quote, search_word, sentences, title, words
+from coatcheck.agents.scripted.words import (
+    clean,
+    cut,
+    field_names,
+    key_terms,
+    quote,
+    search_word,
+    sentences,
+    title,
+    words,
+)
 
 MAX_FROM_BRIEF = 6
 MAX_CHARACTERS = 500
@@ -21,7 +33,9 @@ def write(task: Assignment) -> Draft:
         markup.heading("Research", title(task.feature), task.round),
         _answers(task, items),
         _words_of_the_request(task),
+        _people(task, items),
         _requirement_list(items, task),
+        _record(task),
         _acceptance(items) + _limits(items) + _glossary(task, items) if is_complete else "",
         _options(task),
         _risks(task, is_complete=is_complete),
@@ -35,7 +49,7 @@ def write(task: Assignment) -> Draft:
     )
 
 
-def _requirements(task: Assignment) -> list[Requirement]:
+def _requirements(task: Assignment) -> Sequence[Requirement]:
     """R1 to R8: up to six sentences of the brief in its order, then two that every such feature has."""
     earlier = task.text(task.task_type)
     if earlier and (kept := markup.requirements(earlier, task.brief)):
@@ -51,22 +65,20 @@ def _chosen(task: Assignment) -> list[tuple[int, str]]:
     lines = sentences(task.brief)
     terms = [term.text.casefold() for term in key_terms(task.feature, task.brief)]
     # A long brief is read by its first thousand sentences; the report says so.
-    ranked = sorted(
-        enumerate(lines[:1000]), key=lambda line: (-sum(term in line[1].casefold() for term in terms), line[0])
-    )
-    distinct: dict[str, int] = {}
-    for number, line in ranked:
-        distinct.setdefault(line, number)
-        if len(distinct) == MAX_FROM_BRIEF:
-            break
-    return sorted((number + 1, line) for line, number in distinct.items())
+    distinct = {line: number for number, line in reversed(list(enumerate(lines[:1000], 1)))}
+    ranked = sorted(distinct.items(), key=lambda item: (-_count(terms, item[0].casefold()), item[1]))
+    return sorted((number, line) for line, number in ranked[:MAX_FROM_BRIEF])
 
 
-def _from_brief(items: list[Requirement]) -> int:
+def _count(terms: list[str], text: str) -> int:
+    return sum(term in text for term in terms)
+
+
+def _from_brief(items: Sequence[Requirement]) -> int:
     return sum(item.source.startswith("brief") for item in items)
 
 
-def _answers(task: Assignment, items: list[Requirement]) -> str:
+def _answers(task: Assignment, items: Sequence[Requirement]) -> str:
     lines = []
     if task.decision:
         lines.append(f"A person decided: {quote(task.decision, 300)}. This round follows it.\n")
@@ -76,7 +88,7 @@ def _answers(task: Assignment, items: list[Requirement]) -> str:
     return "## Answers to the review\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def _answer(item: markup.Finding, items: list[Requirement]) -> str:
+def _answer(item: markup.Finding, items: Sequence[Requirement]) -> str:
     wanted = item.wanted.lower()
     if "accept" in wanted:
         return f"Section Acceptance now says for {items[0].number} to {items[-1].number} how to see that each holds."
@@ -103,7 +115,7 @@ def _words_of_the_request(task: Assignment) -> str:
     )
 
 
-def _requirement_list(items: list[Requirement], task: Assignment) -> str:
+def _requirement_list(items: Sequence[Requirement], task: Assignment) -> str:
     lines = "\n".join(requirement_line(item) for item in items)
     return (
         "## Requirements\n\nThe numbers stay the same in every round. Those from the brief are quoted; the derived "
@@ -111,9 +123,35 @@ def _requirement_list(items: list[Requirement], task: Assignment) -> str:
     )
 
 
-def _acceptance(items: list[Requirement]) -> str:
+def _people(task: Assignment, items: Sequence[Requirement]) -> str:
+    first, last = items[0], items[-1]
+    word = quote(search_word(first.text))
+    return f"""\
+## Who does what
+
+1. A person has something to keep that belongs to {title(task.feature)} and saves it as a record; {first.number} says \
+what matters to them.
+2. Later the same or another person remembers one word of it, such as {word}, and searches for that word.
+3. They open the record, use it, or delete it when it is no longer wanted.
+4. When they type something that cannot be used, they are told why ({last.number}) and nothing is lost.
+"""
+
+
+def _record(task: Assignment) -> str:
+    rows = ["| `title` | what the record is called | the only one that must be filled in |"]
+    rows += [
+        f"| `{name}` | {quote(word)} | from the brief's own words |"
+        for name, word in field_names(task.feature, task.brief)
+    ]
+    return "## The record\n\n" + table("| field | meaning | why it is there |", rows) + "\n"
+
+
+def _acceptance(items: Sequence[Requirement]) -> str:
     lines = [f"- **{item.number}** is accepted when {_test(item)}." for item in items]
-    return "## Acceptance\n\n" + "\n".join(lines) + "\n\n"
+    return (
+        "## Acceptance\n\nThe design is a register of records, so each requirement is tied to a record with its own "
+        "words:\n\n" + "\n".join(lines) + "\n\n"
+    )
 
 
 def _test(item: Requirement) -> str:
@@ -124,7 +162,7 @@ def _test(item: Requirement) -> str:
     return f"a record with its wording is kept and a search for {quote(search_word(item.text))} lists it"
 
 
-def _limits(items: list[Requirement]) -> str:
+def _limits(items: Sequence[Requirement]) -> str:
     return (
         f"## Limits\n\n- A text field has at most {MAX_CHARACTERS} characters; a longer one is refused "
         f"({items[-1].number}).\n- A search lists at most {MAX_RESULTS} records, oldest first.\n"
@@ -132,12 +170,14 @@ def _limits(items: list[Requirement]) -> str:
     )
 
 
-def _glossary(task: Assignment, items: list[Requirement]) -> str:
+def _glossary(task: Assignment, items: Sequence[Requirement]) -> str:
     lines = []
     for term in key_terms(task.feature, task.brief):
         used = [item.number for item in items if term.text.casefold() in item.text.casefold()]
         meaning = f"as in {', '.join(used)}" if used else "context only, no requirement depends on it"
-        lines.append(f"- **{term.text}**: said {term.count} times in the brief; {meaning}.")
+        lines.append(
+            f"- **{term.text}**: said {'once' if term.count == 1 else f'{term.count} times'} in the brief; {meaning}."
+        )
     return "## Glossary\n\nThe requester's meaning, by where each word is used:\n\n" + "\n".join(lines) + "\n"
 
 
@@ -157,10 +197,12 @@ def _options(task: Assignment) -> str:
 
 
 def _risks(task: Assignment, *, is_complete: bool) -> str:
-    second = key_terms(task.feature, task.brief)[-1].text
+    own = ", ".join(quote(word) for _, word in field_names(task.feature, task.brief))
     open_question = (
         "- Who may see which records? Assumed: everybody who can open the page.\n"
-        f"- Is {quote(second)} personal data? Assumed: yes, so a record can be deleted for good.\n"
+        f"- Is any of {own} personal data? Assumed: yes, so a record can be deleted for good.\n"
+        "- What a sentence of the brief asks beyond keeping and finding records is outside what the scripted author "
+        "can design: it is traced through every stage, and a real model or a person has to judge and build it.\n"
     )
     state = "The assumptions hold until somebody corrects them." if is_complete else "Work can start on these."
     return f"## Risks and open questions\n\n{open_question}- Scope: nothing beyond the numbered list. {state}\n"

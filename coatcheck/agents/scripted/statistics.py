@@ -1,11 +1,15 @@
 """Priya's script: counts what is in the documents that she read, and says where each number comes from."""
 
 import re
+from collections.abc import Sequence
 
 from coatcheck.agents.scripted import markup
 from coatcheck.agents.scripted.draft import Draft, complexity, table
+from coatcheck.agents.scripted.markup import Requirement
 from coatcheck.agents.scripted.reading import Assignment, Section
 from coatcheck.agents.scripted.words import key_terms, quote, sentences, title, words
+
+NEW_SECTION = "\n## "
 
 
 def write(task: Assignment) -> Draft:
@@ -36,6 +40,7 @@ def write(task: Assignment) -> Draft:
         "## The run in numbers\n\n" + table("| what | number | where it was counted |", rows) + "\n",
         _documents(read),
         _coverage(passed, passed + failed, len(closed), len(severities)),
+        _each(items, qa, critique),
         _terms(task, read),
         "## What could not be counted\n\n- Cost, tokens and durations: they are in the orchestrator's records.\n"
         "- Tests that ran: QA read the code and did not run it.\n"
@@ -60,13 +65,13 @@ def _source(task: Assignment, task_type: str) -> str:
 
 
 def _documents(read: list[Section]) -> str:
+    counts = [len(item.text.split()) for item in read]
     rows = [
-        f"| {item.stage} | {len(words(item.text)):,} | {len(re.findall(r'^## ', item.text, re.MULTILINE))} | "
-        f"{len(item.text.encode('utf-8', 'replace')):,} |"
-        for item in read
+        f"| {item.stage} | {count:,} | {item.text.count(NEW_SECTION)} | {len(item.text.encode('utf-8', 'replace')):,} |"
+        for item, count in zip(read, counts, strict=True)
     ]
-    total = f"| all | {sum(len(words(item.text)) for item in read):,} | | |"
-    return "## Documents\n\n" + table("| document | words | sections | bytes |", [*rows, total]) + "\n"
+    total = f"| all | {sum(counts):,} | | |"
+    return "## Documents\n\n" + table("| document | words (by spaces) | sections | bytes |", [*rows, total]) + "\n"
 
 
 def _coverage(passed: int, tested: int, closed: int, found: int) -> str:
@@ -80,10 +85,22 @@ def _coverage(passed: int, tested: int, closed: int, found: int) -> str:
     return "## Coverage and the effect of the review\n\n" + "\n".join(lines) + "\n"
 
 
+def _each(items: Sequence[Requirement], qa: str, critique: str) -> str:
+    result = dict(re.findall(r"^\| (R\d+) \| .* (pass|fail) \|$", qa, re.MULTILINE))
+    named = re.findall(r"\bR\d+\b", critique)
+    rows = [
+        f"| {item.number} | {item.source} | {len(words(item.text))} | "
+        f"{named.count(item.number)} | {result.get(item.number, 'not in QA')} |"
+        for item in items
+    ]
+    head = "| R | origin | words | named in the critique | QA |"
+    return "## Requirement by requirement\n\n" + table(head, rows) + "\n"
+
+
 def _terms(task: Assignment, read: list[Section]) -> str:
-    rows = []
+    rows, texts = [], [item.text.casefold() for item in read]
     for term in key_terms(task.feature, task.brief):
-        counts = [str(item.text.casefold().count(term.text.casefold())) for item in read]
+        counts = [str(text.count(term.text.casefold())) for text in texts]
         rows.append(f"| {quote(term.text)} | {term.count} | {' | '.join(counts)}{' |' if counts else ''}")
     head = f"| word | brief | {' | '.join(item.stage for item in read)}{' |' if read else ''}"
     return "## The request's words through the run\n\n" + table(head, rows) + "\n"

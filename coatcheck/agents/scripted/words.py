@@ -5,12 +5,14 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from keyword import iskeyword, issoftkeyword
 from typing import Final
 
 from slugify import slugify
 
 MAX_TERMS: Final = 8
+MAX_FIELDS: Final = 3
 MAX_TERM_CHARACTERS: Final = 24
 """Scripts without spaces give whole clauses as one word; longer ones are no terms."""
 MIN_LATIN_CHARACTERS: Final = 3
@@ -92,16 +94,11 @@ def key_terms(feature: str, brief: str) -> tuple[Term, ...]:
     Returns:
         1 to 8 terms.
     """
-    counts: Counter[str] = Counter()
-    spelled: dict[str, str] = {}
-    for word in words(brief):
-        folded = word.casefold()
-        if _is_term(folded):
-            counts[folded] += 1
-            spelled.setdefault(folded, word)
+    spelled = {word.casefold(): word for word in reversed(words(brief))}
+    counts = Counter(word.casefold() for word in words(brief))
     # most_common keeps the order of first mention among equals.
-    found = [Term(clean(spelled[word]), count) for word, count in counts.most_common(MAX_TERMS)]
-    return tuple(found) or tuple(Term(word, 1) for word in feature.split("-")[:MAX_TERMS])
+    ranked = (Term(clean(spelled[word]), count) for word, count in counts.most_common() if _is_term(word))
+    return tuple(islice(ranked, MAX_TERMS)) or tuple(Term(word, 1) for word in feature.split("-")[:MAX_TERMS])
 
 
 def _is_term(folded: str) -> bool:
@@ -121,6 +118,7 @@ def identifier(text: str) -> str:
     return f"{name}_" if iskeyword(name) or issoftkeyword(name) else name if name[:1].isalpha() else ""
 
 
+@lru_cache(maxsize=256)
 def field_names(feature: str, brief: str) -> tuple[tuple[str, str], ...]:
     """Up to three fields of the feature's record, as (name, the brief's word): what it enumerates, else its terms."""
     own = {identifier(word) for word in feature.split("-")} | {"", "id", "title"}
@@ -129,7 +127,9 @@ def field_names(feature: str, brief: str) -> tuple[tuple[str, str], ...]:
         name = identifier(word)
         if name not in own and name.rstrip("s") not in own and f"{name}s" not in own:
             fields.setdefault(name, word)
-    return tuple(list(fields.items())[:3]) or (("details", "details"),)
+        if len(fields) == MAX_FIELDS:
+            break
+    return tuple(fields.items()) or (("details", "details"),)
 
 
 def _enumerated(brief: str) -> list[str]:
@@ -137,7 +137,7 @@ def _enumerated(brief: str) -> list[str]:
     for first, middle, last in _ENUMERATION.findall(brief):
         if middle or not found:
             found += [first, *middle.removeprefix(", ").split(", "), last]
-    return [word for word in found if word and _is_term(word.casefold())]
+    return [word for word in dict.fromkeys(found) if word and _is_term(word.casefold())]
 
 
 def folded(text: str) -> str:
