@@ -25,6 +25,8 @@ from schemas.streams import StreamSpec
 from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, event_wildcard, service_wildcard
 
 HUB: Final = "HUB"
+"""Owns the streams; only the core worker lives in it."""
+GATEWAY_ACCOUNT: Final = "GATEWAY"
 CORE: Final = "core"
 GATEWAY: Final = "gateway"
 SYSTEM: Final = "sys"
@@ -33,13 +35,12 @@ OBSERVER: Final = "observer"
 OWN_JS_PREFIX: Final = "$JS.API"
 HUB_JS_PREFIX: Final = "JS.hub.API"
 
-SERVICES: Final[Mapping[str, str]] = {"llm": "1h"}
-"""Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and how long a reply may take.
+SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT}
+"""Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each."""
+REPLY_THRESHOLD: Final = "1h"
+"""How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
 
-The server forgets where a reply goes after 2 minutes unless told otherwise.
-"""
-
-_ACCOUNTS: Final[Mapping[str, str]] = {CORE: HUB, GATEWAY: HUB, SYSTEM: "SYS", OBSERVER: "OBSERVER"}
+_ACCOUNTS: Final[Mapping[str, str]] = {CORE: HUB, GATEWAY: GATEWAY_ACCOUNT, SYSTEM: "SYS", OBSERVER: "OBSERVER"}
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
 _READ_ALL: Final = ("STREAM.LIST", "STREAM.NAMES", "INFO")
 """What the observer may ask besides: the list of streams and the account's totals."""
@@ -121,7 +122,7 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
         streams: Every agent's stream; each agent reads all and writes only its own subjects.
     """
     agents = [user for name, user in users.items() if name not in _ACCOUNTS]
-    blocks = [_hub(users, agents, streams)]
+    blocks = [_hub(users, agents, streams), _gateway(users[GATEWAY], agents, streams)]
     blocks += [_agent(user, streams) for user in agents]
     blocks += [_observer(users[OBSERVER], streams), f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}"]
     body = "\n".join(blocks)
@@ -131,25 +132,44 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
 
 
 def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
-    readers = [user.account for user in (*agents, users[OBSERVER])]
+    readers = [user.account for user in (*agents, users[GATEWAY], users[OBSERVER])]
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
-    for agent in agents:
-        exports += [_export(subject, [agent.account]) for subject in _writes(agent.name)]
-        exports += [_export(_service(name, agent.name), [agent.account], limit) for name, limit in SERVICES.items()]
-    gateway = _permissions(
-        publish=[f"{OWN_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)],
-        subscribe=[*(_service(name, "*") for name in SERVICES), "$SRV.>", f"{users[GATEWAY].inbox_prefix}.>"],
-        # A gateway answers whoever asked, once, on the reply subject of the request and on no other.
-        responses='allow_responses: { max: 1, expires: "1h" }',
+    exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
+    exports += _served_by(HUB, agents)
+    discovery = _import("$SRV.>", account=GATEWAY_ACCOUNT)
+    return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=[discovery], jetstream=True)
+
+
+def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
+    """Not in the hub: there a gateway that was taken over could forge deliverables through reply subjects."""
+    discovery = f'{{ service: "$SRV.>", accounts: ["{HUB}"], response_type: stream }}'
+    permissions = _permissions(
+        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)],
+        subscribe=[
+            *(_service(name, "*") for name, account in SERVICES.items() if account == user.account),
+            "$SRV.>",
+            f"{user.inbox_prefix}.>",
+        ],
+        # It answers whoever asked, once, on the reply subject of the request and on no other.
+        responses=f'allow_responses: {{ max: 1, expires: "{REPLY_THRESHOLD}" }}',
     )
-    logins = [_credentials(users[CORE]), _credentials(users[GATEWAY], gateway)]
-    return _account(HUB, logins, exports=exports, jetstream=True)
+    return _account(
+        user.account,
+        [_credentials(user, permissions)],
+        exports=[*_served_by(user.account, agents), discovery],
+        imports=[_import_js(verb) for verb in _stream_verbs(streams)],
+    )
+
+
+def _served_by(account: str, agents: Sequence[NatsUser]) -> list[str]:
+    names = [name for name, server in SERVICES.items() if server == account]
+    return [_export(_service(name, agent.name), [agent.account], REPLY_THRESHOLD) for name in names for agent in agents]
 
 
 def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
     imports = [_import(subject) for subject in _writes(user.name)]
-    imports += [_import(_service(name, user.name)) for name in SERVICES]
+    imports += [_import(_service(name, user.name), account=account) for name, account in SERVICES.items()]
     imports += [_import_js(verb) for verb in _stream_verbs(streams)]
     permissions = _permissions(
         publish=[
@@ -199,9 +219,9 @@ def _export(subject: str, accounts: list[str], threshold: str | None = None) -> 
     return f"{{ service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{limit} }}"
 
 
-def _import(subject: str, to: str | None = None) -> str:
+def _import(subject: str, *, account: str = HUB, to: str | None = None) -> str:
     target = f", to: {json.dumps(to)}" if to else ""
-    return f"{{ service: {{ account: {HUB}, subject: {json.dumps(subject)} }}{target} }}"
+    return f"{{ service: {{ account: {account}, subject: {json.dumps(subject)} }}{target} }}"
 
 
 def _import_js(verb: str) -> str:

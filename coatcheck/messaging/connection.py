@@ -52,7 +52,7 @@ class Connection:
         self._inbox = ""
         self._tokens = itertools.count()
         self._replies: dict[str, asyncio.Future[Msg]] = {}
-        self._waiting: defaultdict[tuple[str, str], set[asyncio.Future[Any]]] = defaultdict(set)
+        self._waiting: defaultdict[tuple[str, str], dict[asyncio.Future[Any], str]] = defaultdict(dict)
 
     @classmethod
     async def open(
@@ -161,10 +161,13 @@ class Connection:
         Raises:
             NotAuthorizedError: this identity may not subscribe there.
             MessagingUnavailableError: the server did not confirm in time.
+            ValueError: the server would not take that for a subject.
         """
         with self._expecting("subscription", subject) as refusal:
             try:
                 subscription = await self.raw.subscribe(subject, queue=queue, cb=callback)
+            except nats.errors.BadSubjectError as error:
+                raise ValueError(f"not a subject: {subject!r}") from error
             except nats.errors.Error as error:
                 raise MessagingUnavailableError(f"cannot subscribe to {subject}: {error}") from error
             try:
@@ -207,8 +210,12 @@ class Connection:
             raise MessagingUnavailableError(f"{subject}: not sent: {error}") from error
 
     async def _confirm(self, *refusals: "asyncio.Future[Any]") -> None:
-        """A round trip: the server's refusals, if any, come before its pong."""
+        """A round trip: the server's refusals, if any, come before its pong.
+
+        Twice, since nats-py writes the first ping straight to the socket, before the commands that it has queued.
+        """
         try:
+            await self.raw.flush(FLUSH_TIMEOUT_SECONDS)
             await self.raw.flush(FLUSH_TIMEOUT_SECONDS)
         except (OSError, nats.errors.Error) as error:
             raise MessagingUnavailableError(f"NATS did not confirm within {FLUSH_TIMEOUT_SECONDS} s") from error
@@ -221,11 +228,11 @@ class Connection:
         """A future that fails when the server refuses `operation` on `subject` or the connection is lost."""
         key = (operation, subject.lower())  # nats-py lower-cases what the server says
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[key].add(future)
+        self._waiting[key][future] = subject
         try:
             yield future
         finally:
-            self._waiting[key].discard(future)
+            del self._waiting[key][future]
             if not self._waiting[key]:
                 del self._waiting[key]
             if future.done() and not future.cancelled():
@@ -247,13 +254,13 @@ class Connection:
             _log.info("NATS, %s: %s", self._name, error or type(error).__name__)
             return
         operation, subject = violation.groups()
-        waiting = self._waiting.get((operation, subject), set())
+        verb = "publish" if operation == "publish" else "subscribe"
+        waiting = self._waiting.get((operation, subject), {})
         if not waiting:
             _log.warning("NATS, %s: %s", self._name, error)
-        for future in waiting:
+        for future, spelled in waiting.items():
             if not future.done():
-                verb = "publish" if operation == "publish" else "subscribe"
-                future.set_exception(NotAuthorizedError(f"{self._name} may not {verb} on {subject}"))
+                future.set_exception(NotAuthorizedError(f"{self._name} may not {verb} on {spelled}"))
 
     async def _on_disconnected(self) -> None:
         self._up.clear()

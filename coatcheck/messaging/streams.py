@@ -20,8 +20,18 @@ _NAME_IN_USE: Final = 10058
 """Another process made the stream, with other settings, between our look and our request."""
 _MONITOR_TIMEOUT_SECONDS: Final = 5
 
-_MUST_BE_ABSENT: Final = ("mirror", "sources", "republish", "subject_transform", "allow_rollup_hdrs", "sealed")
-"""Settings that would let messages in, out or away by another door."""
+_MUST_BE_ABSENT: Final = (
+    "mirror",
+    "sources",
+    "republish",
+    "subject_transform",
+    "allow_rollup_hdrs",
+    "allow_msg_ttl",
+    "allow_msg_schedules",
+    "persist_mode",
+    "sealed",
+)
+"""Settings that would let messages in, out or away by another door, or be acknowledged before they are on disk."""
 
 
 def stream_config(spec: StreamSpec, *, replicas: int = 1) -> dict[str, Any]:

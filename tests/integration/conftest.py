@@ -1,0 +1,43 @@
+"""Fixtures on the shared NATS server."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.streams import ensure_streams
+from schemas.streams import STREAMS
+from tests.integration.nats_clients import client_as
+
+
+@pytest.fixture(scope="session")
+async def core(nats_server: NatsStatus) -> AsyncIterator[NatsClient]:
+    """The core worker's client; every stream exists."""
+    async with client_as(nats_server, "core") as client:
+        await ensure_streams(client, STREAMS)
+        yield client
+
+
+@pytest.fixture
+async def roy(nats_server: NatsStatus, core: NatsClient) -> AsyncIterator[NatsClient]:
+    """The backend agent's client."""
+    assert core
+    async with client_as(nats_server, "roy") as client:
+        yield client
+
+
+@pytest.fixture
+async def cynthia(nats_server: NatsStatus, core: NatsClient) -> AsyncIterator[NatsClient]:
+    """The research agent's client."""
+    assert core
+    async with client_as(nats_server, "cynthia") as client:
+        yield client
+
+
+@pytest.fixture
+async def observer(nats_server: NatsStatus, core: NatsClient) -> AsyncIterator[NatsClient]:
+    """The read-only identity's client."""
+    assert core
+    async with client_as(nats_server, "observer") as client:
+        yield client

@@ -1,0 +1,369 @@
+"""Attacks: what an agent's identity, the observer's and the gateway's try beyond their rights.
+
+Two things must hold for each step: nothing arrives (no stream changes, no listener hears anything), and our own client
+says so with a typed error at once instead of running into a time-out.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from coatcheck.errors import MessagingUnavailableError, NotAuthorizedError
+from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging.accounts import ensure_keys
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.messaging.service import serve
+from schemas.streams import STREAMS
+from tests.integration.nats_clients import client_as, deliverable, raw_client_as
+
+RESEARCH = "agog_features_research"
+BACKEND = "agog_features_backend"
+EVIL_STREAM = {"name": "EVIL", "subjects": ["agog.deliverables.>"], "storage": "memory"}
+EVIL_CONSUMER = {
+    "stream_name": RESEARCH,
+    "config": {"durable_name": "evil", "ack_policy": "explicit", "deliver_subject": "agog.deliverables.cynthia.evil"},
+}
+
+FOREIGN_SUBJECTS = [
+    "agog.deliverables.cynthia.research.customer-search",
+    "agog.deliverables.sylvia.critique.customer-search",
+    "agog.deliverables.ROY.backend.customer-search",
+    "agog.events.agent.cynthia.stage-completed.run-1",
+    "agog.events.system.core.run-completed.run-1",
+    "agog.svc.llm.cynthia",
+    "agog.svc.ledger.pay.cynthia",
+    "_INBOX_cynthia.abc",
+    "_INBOX.abc",
+    "_R_.abc",
+    "$KV.agent_state.cynthia.balance",
+    "$O.artifacts_cynthia.C.x",
+    "$JS.ACK.agog_features_research.evil.1.1.1.1.0",
+    "$JS.FC.agog_features_research.evil.x",
+    "$SRV.PING",
+    "$SRV.INFO.llm",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    "$SYS.REQ.USER.INFO",
+]
+MANAGEMENT: list[tuple[str, dict[str, Any]]] = [
+    (f"STREAM.PURGE.{RESEARCH}", {}),
+    (f"STREAM.DELETE.{RESEARCH}", {}),
+    (f"STREAM.UPDATE.{RESEARCH}", {"name": RESEARCH, "subjects": ["agog.deliverables.roy.steal.>"]}),
+    (f"STREAM.MSG.DELETE.{RESEARCH}", {"seq": 1}),
+    (f"STREAM.PURGE.{BACKEND}", {}),
+    (f"STREAM.DELETE.{BACKEND}", {}),
+    ("STREAM.CREATE.EVIL", EVIL_STREAM),
+    (f"STREAM.SNAPSHOT.{RESEARCH}", {"deliver_subject": "_INBOX_roy.snap"}),
+    ("STREAM.RESTORE.EVIL", {"config": EVIL_STREAM}),
+    (f"STREAM.LEADER.STEPDOWN.{RESEARCH}", {}),
+    (f"CONSUMER.CREATE.{RESEARCH}", EVIL_CONSUMER),
+    (f"CONSUMER.CREATE.{RESEARCH}.evil", EVIL_CONSUMER),
+    (f"CONSUMER.DURABLE.CREATE.{RESEARCH}.evil", EVIL_CONSUMER),
+    (f"CONSUMER.DELETE.{RESEARCH}.archiver", {}),
+    (f"CONSUMER.LIST.{RESEARCH}", {}),
+    (f"CONSUMER.MSG.NEXT.{RESEARCH}.archiver", {"batch": 1}),
+    (f"DIRECT.GET.{RESEARCH}", {"seq": 1}),
+    (f"DIRECT.GET.{RESEARCH}.agog.deliverables.cynthia.research.customer-search", {}),
+    ("STREAM.MSG.GET.KV_agent_state", {"seq": 1}),
+    ("STREAM.CREATE.KV_agent_state", {"name": "KV_agent_state", "subjects": ["$KV.agent_state.>"]}),
+    ("META.LEADER.STEPDOWN", {}),
+    ("ACCOUNT.PURGE.HUB", {}),
+]
+LISTENING = [
+    (">", ""),
+    ("*", ""),
+    ("agog.>", ""),
+    ("agog.deliverables.>", ""),
+    ("agog.deliverables.cynthia.>", ""),
+    ("agog.events.>", ""),
+    ("agog.svc.llm.cynthia", ""),
+    ("agog.svc.llm.roy", ""),
+    ("agog.svc.llm.*", "q"),
+    ("agog.svc.llm.cynthia", "q"),
+    ("_INBOX.>", ""),
+    ("_INBOX_cynthia.>", ""),
+    ("*.>", ""),
+    ("_R_.>", ""),
+    ("$JS.>", ""),
+    ("JS.hub.API.>", ""),
+    ("$SRV.>", ""),
+    ("$SYS.>", ""),
+    ("$KV.>", ""),
+]
+
+
+class Witness:
+    """What the hub heard on subjects that only others may use, and the streams before and after."""
+
+    def __init__(self, core: NatsClient) -> None:
+        self._core = core
+        self.heard: list[str] = []
+
+    async def streams(self) -> dict[str, Any]:
+        """Configuration and state of every stream, without the one that the attacker may write to."""
+        found = (await self._core.api("STREAM.LIST"))["streams"]
+        return {
+            item["config"]["name"]: (item["config"], item["state"])
+            for item in found
+            if item["config"]["name"] != BACKEND
+        }
+
+    async def hear(self, message: Msg) -> None:
+        """Note a message."""
+        self.heard.append(message.subject)
+
+
+@pytest.fixture
+async def witness(core: NatsClient) -> AsyncIterator[Witness]:
+    """Listens in the hub and compares the streams at the end: whatever the test tried, nothing may have changed."""
+    witness = Witness(core)
+    quiet = ["agog.deliverables.cynthia.>", "agog.deliverables.sylvia.>", "agog.events.>", "$KV.>", "$O.>"]
+    subscriptions = [await core.subscribe(subject, witness.hear) for subject in quiet]
+    before = await witness.streams()
+    yield witness
+    for subscription in subscriptions:
+        await core.unsubscribe(subscription)
+    assert await witness.streams() == before
+    assert witness.heard == []
+
+
+async def refused_at_once(attempt: Any) -> None:
+    """The attempt fails with the typed error well before any time-out."""
+    started = time.perf_counter()
+    with pytest.raises(NotAuthorizedError):
+        await attempt
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("subject", FOREIGN_SUBJECTS)
+async def test_an_agent_cannot_publish_elsewhere(roy: NatsClient, witness: Witness, subject: str) -> None:
+    """As a message, as a request and as a stored message, on every kind of subject that is not its own."""
+    assert witness
+    await refused_at_once(roy.send(subject, b"forged"))
+    await refused_at_once(roy.request(subject, b"forged"))
+    await refused_at_once(roy.publish(subject, b"forged", message_id="forged", stream=RESEARCH))
+
+
+@pytest.mark.parametrize(("verb", "body"), MANAGEMENT, ids=[verb for verb, _ in MANAGEMENT])
+async def test_an_agent_cannot_manage_streams(
+    roy: NatsClient, witness: Witness, verb: str, body: dict[str, Any]
+) -> None:
+    """Neither under the imported API nor under the account's own."""
+    assert witness
+    await refused_at_once(roy.api(verb, body))
+    await refused_at_once(roy.request(f"$JS.API.{verb}", json.dumps(body).encode()))
+
+
+@pytest.mark.parametrize(("subject", "queue"), LISTENING)
+async def test_an_agent_cannot_listen(roy: NatsClient, subject: str, queue: str) -> None:
+    """Not even on its own service subject, where it would answer itself."""
+
+    async def ignore(_: Msg) -> None: ...
+
+    await refused_at_once(roy.subscribe(subject, ignore, queue=queue))
+
+
+@pytest.mark.parametrize(("verb", "body"), MANAGEMENT, ids=[verb for verb, _ in MANAGEMENT])
+async def test_the_observer_cannot_manage_streams(
+    observer: NatsClient, witness: Witness, verb: str, body: dict[str, Any]
+) -> None:
+    """The observer reads and nothing else."""
+    assert witness
+    await refused_at_once(observer.api(verb, body))
+
+
+async def test_the_observer_cannot_publish(observer: NatsClient, witness: Witness) -> None:
+    """Nor ask a service, nor on an agent's behalf."""
+    assert witness
+    for subject in [*FOREIGN_SUBJECTS, "agog.deliverables.roy.backend.x", "agog.svc.llm.roy", "agog.svc.llm.observer"]:
+        await refused_at_once(observer.send(subject, b"forged"))
+
+
+async def test_the_gateway_cannot_write(nats_server: NatsStatus, core: NatsClient, witness: Witness) -> None:
+    """It serves model turns and reads deliverables; it stores nothing and manages nothing."""
+    assert witness
+    async with client_as(nats_server, "gateway") as gateway:
+        for subject in ["agog.deliverables.cynthia.research.x", "agog.events.system.core.x.y", "_INBOX_roy.x"]:
+            await refused_at_once(gateway.send(subject, b"forged"))
+        for verb, body in MANAGEMENT:
+            await refused_at_once(gateway.api(verb, body))
+        for subject in [">", "agog.deliverables.>", "_INBOX_roy.>", "agog.svc.ledger.>"]:
+            await refused_at_once(gateway.subscribe(subject, witness.hear))
+    assert core
+
+
+FORGED_REPLIES = [
+    "agog.deliverables.cynthia.research.customer-search",
+    "agog.events.agent.cynthia.stage-completed.run-1",
+    "agog.svc.llm.cynthia",
+    "_INBOX_cynthia.abc",
+    f"$JS.API.STREAM.PURGE.{RESEARCH}",
+    f"JS.hub.API.STREAM.DELETE.{RESEARCH}",
+    f"$JS.API.CONSUMER.CREATE.{RESEARCH}",
+    "$KV.agent_state.cynthia.balance",
+]
+ANSWERED = [
+    pytest.param("agog.deliverables.{own}.x.y", b"bytes of the attacker's choice", id="PubAck"),
+    pytest.param(f"JS.hub.API.STREAM.MSG.GET.{BACKEND}", b'{"seq": 1}', id="message by sequence"),
+    pytest.param(
+        f"JS.hub.API.STREAM.MSG.GET.{BACKEND}",
+        b'{"last_by_subj": "agog.deliverables.roy.backend.bait"}',
+        id="by subject",
+    ),
+    pytest.param(f"JS.hub.API.STREAM.INFO.{BACKEND}", b"", id="stream info"),
+    pytest.param(f"JS.hub.API.DIRECT.GET.{BACKEND}", b'{"seq": 1}', id="direct get"),
+    pytest.param("agog.svc.llm.{own}", b"echo", id="service reply"),
+]
+
+
+@pytest.fixture
+async def echo_service(nats_server: NatsStatus) -> AsyncIterator[None]:
+    """Answers the model turns of every agent with what they sent."""
+
+    async def echo(payload: bytes) -> bytes:
+        return payload
+
+    async with client_as(nats_server, "gateway") as gateway:
+        endpoints = {f"agog.svc.llm.{agent}": echo for agent in ("roy", "cynthia")}
+        async with serve(gateway, name="echo", version="1.0.0", endpoints=endpoints):
+            yield
+
+
+@pytest.mark.usefixtures("echo_service")
+@pytest.mark.parametrize("reply", FORGED_REPLIES)
+@pytest.mark.parametrize(("subject", "payload"), ANSWERED)
+@pytest.mark.parametrize("attacker", ["roy", "gateway", "observer"])
+async def test_forged_reply_subjects_reach_nobody(  # noqa: PLR0917
+    nats_server: NatsStatus,
+    core: NatsClient,
+    witness: Witness,
+    attacker: str,
+    subject: str,
+    payload: bytes,
+    reply: str,
+) -> None:
+    """The server never checks a reply subject; the answer to a forged one must end in the attacker's own account."""
+    async with contextlib.AsyncExitStack() as stack:
+        royal = await stack.enter_async_context(client_as(nats_server, "roy"))
+        bait = "agog.deliverables.roy.backend.bait"
+        await royal.publish(bait, b'{"content": "forged"}', message_id="bait", stream=BACKEND)
+        raw = await stack.enter_async_context(await raw_client_as(nats_server, attacker))
+        victim = await stack.enter_async_context(await raw_client_as(nats_server, "cynthia"))
+        await victim.subscribe("_INBOX_cynthia.>", cb=witness.hear)
+        await victim.flush()
+        await raw.publish(subject.format(own=attacker), payload, reply=reply)
+        await raw.flush()
+        await _fence(core, victim)
+
+
+async def _fence(core: NatsClient, victim: Client) -> None:
+    """JetStream answers in order: what was asked before has been answered, and delivered, when these return."""
+    await core.api(f"STREAM.INFO.{BACKEND}")
+    await core.api(f"STREAM.INFO.{RESEARCH}")
+    await victim.flush()
+
+
+async def test_the_attack_works_inside_one_account(nats_server: NatsStatus, core: NatsClient) -> None:
+    """The control: from inside the hub the same forged reply *is* stored, so the tests above would see it."""
+    control = "agog.deliverables.priya.control.forged"
+    async with await raw_client_as(nats_server, "core") as raw:
+        await raw.publish(f"$JS.API.STREAM.INFO.{BACKEND}", b"", reply=control)
+        await raw.flush()
+    await _control_arrived(core, control)
+
+
+async def _control_arrived(core: NatsClient, subject: str) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(Exception):
+                await core.fetch_by_subject("agog_features_statistics", subject)
+                return
+
+
+async def test_raw_clients_change_nothing(nats_server: NatsStatus, core: NatsClient, witness: Witness) -> None:
+    """Everything again, by nats-py clients that ignore what the server says."""
+    assert core
+    for attacker in ("roy", "observer"):
+        complaints: list[str] = []
+        async with await raw_client_as(nats_server, attacker, complaints) as raw:
+            for subject, queue in LISTENING:
+                await raw.subscribe(subject, queue, cb=witness.hear)
+            for subject in FOREIGN_SUBJECTS:
+                await raw.publish(subject, b"forged", reply=raw.new_inbox())
+            for verb, body in MANAGEMENT:
+                await raw.publish(f"$JS.API.{verb}", json.dumps(body).encode(), reply=raw.new_inbox())
+                await raw.publish(f"JS.hub.API.{verb}", json.dumps(body).encode(), reply=raw.new_inbox())
+            await raw.flush()
+            await raw.flush()
+        steps = len(LISTENING) + len(FOREIGN_SUBJECTS) + 2 * len(MANAGEMENT)
+        assert sum("permissions violation" in text for text in complaints) == steps
+
+
+async def test_raw_requests_are_never_answered(nats_server: NatsStatus, core: NatsClient) -> None:
+    """Nor is a consumer made, nor anything read, when the attacker waits for the reply."""
+    assert core
+    async with await raw_client_as(nats_server, "roy") as raw:
+        for verb, body in MANAGEMENT[:4]:
+            with pytest.raises((nats.errors.TimeoutError, nats.errors.NoRespondersError)):
+                await raw.request(f"JS.hub.API.{verb}", json.dumps(body).encode(), timeout=0.05)
+
+
+async def test_another_agents_message_id_poisons_nothing(roy: NatsClient, cynthia: NatsClient) -> None:
+    """An id used first by somebody else, on the only stream he can write, does not swallow the owner's message."""
+    key = "feature/poisoned/run-1/research-1"
+    await roy.publish("agog.deliverables.roy.backend.poison", b"{}", message_id=key, stream=BACKEND)
+    subject = "agog.deliverables.cynthia.research.poisoned"
+    ref = await DeliverableService(cynthia).publish_report(
+        deliverable("cynthia", "research", "poisoned", "# The real one"), task_key=key, stream=RESEARCH, subject=subject
+    )
+    assert (await DeliverableService(roy).fetch(ref)).deliverable.content == "# The real one"
+
+
+async def test_rollup_and_delete_headers_do_nothing(roy: NatsClient) -> None:
+    """A message cannot roll up its stream, be it the agent's own."""
+    first = await roy.publish("agog.deliverables.roy.backend.rollup", b"1", message_id="rollup-1", stream=BACKEND)
+    with pytest.raises(Exception, match="rollup"):
+        await roy.publish(
+            "agog.deliverables.roy.backend.rollup",
+            b"2",
+            message_id="rollup-2",
+            stream=BACKEND,
+            headers={"Nats-Rollup": "all"},
+        )
+    assert (await roy.fetch_by_sequence(BACKEND, first.sequence)).data == b"1"
+
+
+async def test_what_an_agent_may_do(nats_server: NatsStatus, core: NatsClient, roy: NatsClient) -> None:
+    """Its own deliverables, its own events, its own requests, reading everybody's deliverables."""
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    async def hear(message: Msg) -> None:
+        heard.put_nowait(message.subject)
+
+    subscription = await core.subscribe("agog.events.agent.>", hear)
+    await roy.send("agog.events.agent.roy.stage-completed.run-1", b"{}")
+    async with asyncio.timeout(5):
+        assert await heard.get() == "agog.events.agent.roy.stage-completed.run-1"
+    await core.unsubscribe(subscription)
+    with pytest.raises(MessagingUnavailableError, match="nobody answers"):
+        await roy.request("agog.svc.llm.roy", b"{}")
+    for spec in STREAMS:
+        assert (await roy.api(f"STREAM.INFO.{spec.name}"))["config"]["name"] == spec.name
+    assert nats_server
+
+
+async def test_a_wrong_key_is_refused_at_once(nats_server: NatsStatus, tmp_path: Path) -> None:
+    """A key that the server does not know is an authorisation error, not an outage."""
+    stranger = ensure_keys(tmp_path / "other-keys", ["priya"])["priya"]
+    await refused_at_once(NatsClient(nats_server.url, user=stranger, name="priya").__aenter__())
+    await refused_at_once(NatsClient(nats_server.url, name="anonymous").__aenter__())
