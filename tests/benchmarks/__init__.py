@@ -1,0 +1,1 @@
+"""`make bench`: what the orchestration costs, as ratios measured in one run on the real servers."""

@@ -1,0 +1,239 @@
+"""`make bench`: measures everything that the README claims about speed and size, and fails when a limit is broken."""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import nats
+from rich.console import Console
+from rich.table import Table
+
+from coatcheck.localstack import DEFAULT_WORKERS, LocalStack, StackStatus, WorkerSpec
+from coatcheck.messaging.accounts import load_user
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.deliverables import DeliverableService
+from schemas.deliverable import DeliverableRef
+from schemas.pipeline import DEFAULT_PIPELINE, Pipeline, Stage
+from tests.benchmarks.measure import disk_bytes, run_batch, run_once
+from tests.benchmarks.noop import NAMESPACE
+from workers.temporal import connect
+
+ROUNDS: Final = 8
+"""Of the default pipeline with one revise round: six stages, research and critique twice."""
+SCRIPTED_TURNS: Final = 10
+"""Model calls of such a run: QA and statistics fetch a deliverable before they report."""
+REPORT_BYTES: Final = 20_000
+REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
+NOOP: Final = ("temporal", "noop-core", "noop-agents")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure and its limit."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+    detail: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within its limit."""
+        return self.value <= self.limit
+
+
+def _noop_workers() -> tuple[WorkerSpec, ...]:
+    return tuple(
+        WorkerSpec(name=f"noop-{kind}", argv=(sys.executable, "-m", "tests.benchmarks.noop", kind))
+        for kind in ("core", "agents")
+    )
+
+
+def _stack(folder: Path, latency_seconds: float, *, noop: bool) -> LocalStack:
+    env = {
+        "COATCHECK_SCRIPTED_LATENCY_SECONDS": str(latency_seconds),
+        "COATCHECK_SCRIPTED_REPORT_BYTES": str(REPORT_BYTES),
+        "COATCHECK_MODEL": "scripted",
+    }
+    return LocalStack(folder, env=env, workers=DEFAULT_WORKERS + (_noop_workers() if noop else ()))
+
+
+async def against_noop(stack: LocalStack) -> list[Figure]:
+    """The whole pipeline with a zero-latency model against the same workflow with activities that do nothing."""
+    address = stack.status().temporal.address  # type: ignore[union-attr]
+    real, noop = await connect(address, "default"), await connect(address, NAMESPACE)
+    real_pids, noop_pids = [stack.pid(name) for name in REAL], [stack.pid(name) for name in NOOP]
+    await asyncio.gather(*(run_once(client) for client in (real, noop) for _ in range(5)))
+    alone = [(await run_once(real), await run_once(noop)) for _ in range(20)]
+    latency = statistics.median(ours / theirs for ours, theirs in alone)
+    added = statistics.median((ours - theirs) / ROUNDS * 1000 for ours, theirs in alone)
+    pairs = []
+    for _ in range(4):
+        ours = await run_batch(real, 24, in_flight=8, pids=real_pids)
+        theirs = await run_batch(noop, 24, in_flight=8, pids=noop_pids)
+        pairs.append((ours, theirs))
+    cpu = statistics.median(a.cpu_milliseconds_per_run / b.cpu_milliseconds_per_run for a, b in pairs)
+    busy = statistics.median(a.median_seconds / b.median_seconds for a, b in pairs)
+    ours, theirs = pairs[-1]
+    return [
+        Figure(
+            "latency of a run alone, against no-op", latency, 1.5, "x", f"{_ms(alone, 0)} against {_ms(alone, 1)} ms"
+        ),
+        Figure(
+            "CPU of a run, against no-op",
+            cpu,
+            1.5,
+            "x",
+            f"{ours.cpu_milliseconds_per_run:.0f} against {theirs.cpu_milliseconds_per_run:.0f} ms",
+        ),
+        Figure("latency at 8 in flight, against no-op", busy, 1.5, "x", f"{24 / ours.wall_seconds:.1f} runs/s"),
+        Figure("added time per round, alone", added, 25, "ms", "medians of 20 interleaved pairs"),
+    ]
+
+
+def _ms(pairs: Sequence[tuple[float, float]], index: int) -> str:
+    return f"{statistics.median(pair[index] for pair in pairs) * 1000:.0f}"
+
+
+async def fetching(status: StackStatus) -> Figure:
+    """Fetch a 20 KB deliverable, verified and parsed, against a bare nats-py get of the same message."""
+    assert status.nats is not None
+    user = load_user(status.data_dir / "nats" / "keys", "observer")
+    password = user.password.get_secret_value() if user.password else ""
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(NatsClient(status.nats.url, name="bench", user=user))
+        service = DeliverableService(client)
+        bare = await nats.connect(
+            status.nats.url, user=user.user, password=password, inbox_prefix=user.inbox_prefix.encode()
+        )
+        stack.push_async_callback(bare.close)
+        jetstream = bare.jetstream(prefix=user.js_prefix)
+        last = await jetstream.stream_info("agog_features_research")
+        sequence = last.state.last_seq
+        message = await jetstream.get_msg("agog_features_research", sequence)
+        assert message.headers is not None
+        assert message.data is not None
+        ref = DeliverableRef(
+            stream="agog_features_research",
+            sequence=sequence,
+            sha256=message.headers["Content-SHA256"],
+            bytes=len(message.data),
+        )
+        ours, theirs = [], []
+        for _ in range(400):
+            started = time.perf_counter()
+            await service.fetch(ref)
+            middle = time.perf_counter()
+            await jetstream.get_msg("agog_features_research", sequence)
+            ours.append(middle - started)
+            theirs.append(time.perf_counter() - middle)
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    detail = (
+        f"{statistics.median(ours) * 1e6:.0f} against {statistics.median(theirs) * 1e6:.0f} µs, {ref.bytes:,} bytes"
+    )
+    return Figure("fetch of a deliverable, against a bare get", ratio, 2.0, "x", detail)
+
+
+FIVE_STAGES: Final = Pipeline(
+    name="five",
+    stages=tuple(
+        Stage(name=stage.name, agent=stage.agent, task_type=stage.task_type, needs=needs)
+        for stage, needs in zip(
+            (item for item in DEFAULT_PIPELINE.stages if item.kind == "work"),
+            ((), ("research",), ("research", "backend"), ("research",)),
+            strict=True,
+        )
+    )
+    + (Stage(name="summary", agent="priya", task_type="statistics", needs=("statistics",)),),
+)
+"""Five rounds without a revision, as in the comparison with LangGraph and DBOS (20 KB × 5)."""
+
+
+async def stored_bytes(stack: LocalStack, runs: int = 100) -> Figure:
+    """Bytes that a run leaves behind in all three stores, five deliverables of 20 KB each."""
+    status = stack.status()
+    assert status.temporal is not None
+    client = await connect(status.temporal.address, "default")
+    await run_batch(client, 20, in_flight=10, pids=[], pipeline=FIVE_STAGES)
+    before = await _stored(status)
+    await run_batch(client, runs, in_flight=10, pids=[], pipeline=FIVE_STAGES)
+    after = await _stored(status)
+    parts = {name: (after[name] - before[name]) / runs / 1000 for name in after}
+    detail = ", ".join(f"{name} {value:.0f}" for name, value in parts.items())
+    return Figure("stored per run, 5 × 20 KB", sum(parts.values()), 180, "KB", detail)
+
+
+async def _stored(status: StackStatus) -> dict[str, int]:
+    assert status.postgres is not None
+    database = await asyncpg.connect(status.postgres.dsn)
+    for table in ("workflows", "task_executions", "events", "agent_playground_messages", "llm_turns"):
+        await database.execute(f"VACUUM {table}")
+    size = await database.fetchval("SELECT pg_database_size(current_database())")
+    await database.close()
+    folder = status.data_dir
+    return {
+        "JetStream": disk_bytes(folder / "nats"),
+        "PostgreSQL": size,
+        "Temporal": disk_bytes(folder / "temporal"),
+    }
+
+
+async def in_flight(stack: LocalStack, latency_seconds: float) -> Figure:
+    """150 runs at once, each model call 2 s: how far the median is from no overhead at all."""
+    status = stack.status()
+    assert status.temporal is not None
+    client = await connect(status.temporal.address, "default")
+    await run_once(client)
+    batch = await run_batch(client, 150, in_flight=150, pids=[stack.pid(name) for name in REAL])
+    ideal = SCRIPTED_TURNS * latency_seconds
+    detail = (
+        f"median {batch.median_seconds:.1f} s, ideal {ideal:.0f} s, {batch.cpu_milliseconds_per_run:.0f} ms CPU per run"
+    )
+    return Figure("150 in flight with 2 s calls, against ideal", batch.median_seconds / ideal, 1.25, "x", detail)
+
+
+async def measure(sections: Sequence[str]) -> list[Figure]:
+    """Run the named sections, all by default."""
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="coatcheck-bench-") as folder:
+        async with _stack(Path(folder) / "zero", 0, noop=True) as stack:
+            if "noop" in sections:
+                figures += await against_noop(stack)
+            await run_once(await connect(stack.status().temporal.address, "default"))  # type: ignore[union-attr]
+            if "fetch" in sections:
+                figures.append(await fetching(stack.status()))
+            if "bytes" in sections:
+                figures.append(await stored_bytes(stack))
+        if "flight" in sections:
+            async with _stack(Path(folder) / "slow", 2, noop=False) as stack:
+                figures.append(await in_flight(stack, 2))
+    return figures
+
+
+def main() -> int:
+    """Measure, print, and say by the exit code whether every limit holds."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+    figures = asyncio.run(measure(arguments or ["noop", "fetch", "bytes", "flight"]))
+    if "--json" in sys.argv:
+        print(json.dumps([{**asdict(figure), "holds": figure.holds} for figure in figures], indent=2))
+    else:
+        table = Table("figure", "measured", "limit", "", "detail")
+        for figure in figures:
+            measured, limit = f"{figure.value:.2f} {figure.unit}", f"{figure.limit:g} {figure.unit}"
+            table.add_row(figure.name, measured, limit, "ok" if figure.holds else "OVER", figure.detail)
+        Console(width=140).print(table)
+    return 0 if all(figure.holds for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
