@@ -8,6 +8,8 @@ from schemas.deliverable import DeliverableRef
 from schemas.notice import MAX_NOTICE_BYTES, MAX_SUMMARY_CHARACTERS, Notice, NoticeMetadata
 
 _ELLIPSIS: Final = "…"
+_NOT_LAST: Final = " \n\t\u200d"
+"""Not left at the end of a text that was cut: white space, and the joiner inside an emoji."""
 _MAX_MODEL_CHARACTERS: Final = 80
 _BLOCKERS_SHARE: Final = 3
 """Blockers may take a third of the room when both texts are too long."""
@@ -75,7 +77,9 @@ def create_notice(  # noqa: PLR0913  the seed's fields, by keyword
 
 
 def _line(text: str) -> str:
-    return text if len(text) <= MAX_SUMMARY_CHARACTERS else text[: MAX_SUMMARY_CHARACTERS - 1].rstrip() + _ELLIPSIS
+    if len(text) <= MAX_SUMMARY_CHARACTERS:
+        return text
+    return text[: MAX_SUMMARY_CHARACTERS - 1].rstrip(_NOT_LAST) + _ELLIPSIS
 
 
 def _clean(text: str) -> str:
@@ -101,4 +105,4 @@ def _cut(text: str, room: int) -> str:
         if left < 0:
             break
         end += 1
-    return text[:end].rstrip(" \n\t\u200d") + _ELLIPSIS
+    return text[:end].rstrip(_NOT_LAST) + _ELLIPSIS
