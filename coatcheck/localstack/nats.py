@@ -67,7 +67,5 @@ def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> 
 
 
 def _conf_source() -> Path:
-    """The file inside an installed package, or in the checkout that an editable install points to."""
-    package = Path(str(files("coatcheck")))
-    packaged = package / "localstack" / _CONF
-    return packaged if packaged.exists() else package.parent / "deploy" / "nats" / _CONF
+    """The wheel installs `deploy/` beside the package, as it lies in a checkout."""
+    return Path(str(files("coatcheck"))).parent / "deploy" / "nats" / _CONF
