@@ -118,7 +118,8 @@ class ScriptedModel(Model):
 
     def _write(self, task: Assignment) -> Draft:
         draft = _AUTHORS.get(task.task_type, _BY_KIND.get(task.kind, research.write))(task)
-        items = markup.requirements(draft.report, task.brief)
+        research_text = draft.report if task.task_type == "research" else task.text("research")
+        items = markup.requirements(research_text, task.brief)
         report = padded(draft.report, self._report_bytes, items, key_terms(task.feature, task.brief))
         return Draft(**{**vars(draft), "report": report})
 
