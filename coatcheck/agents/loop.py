@@ -15,10 +15,10 @@ from pydantic_ai import Agent, ModelRetry, RunContext, ToolOutput
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.usage import RunUsage, UsageLimits
 
-from coatcheck.agents.prompt import build_prompt, deliverable_claim
+from coatcheck.agents.prompt import build_prompt, deliverable_claim, deliverable_section
 from coatcheck.agents.proxy_model import AskProxy, ProxyModel, TaskFinishedError
 from coatcheck.agents.reports import Report, report_model
-from coatcheck.agents.roles import Role, load_instructions
+from coatcheck.agents.roles import FETCH_DELIVERABLE, SUBMIT_REPORT, Role, load_instructions
 from coatcheck.errors import AgentLimitError, AgentOutputError
 from coatcheck.failpoints import failpoint
 from coatcheck.messaging.deliverables import DeliverableService
@@ -29,13 +29,12 @@ from schemas.notice import Notice
 from schemas.streams import stream_name
 from schemas.subjects import deliverable_subject
 
-OUTPUT_TOOL = "submit_report"
-
 
 @dataclass
 class Desk:
     """What the tools of one task work with."""
 
+    feature: str
     tickets: dict[str, DeliverableRef]
     """Stage → its latest deliverable in this run."""
     claims: list[Claim]
@@ -152,7 +151,9 @@ class StageRunner:
 
 
 def _desk(order: StageOrder, claims: list[Claim]) -> Desk:
-    return Desk(tickets={item.stage: item.ref for item in (*order.tickets, *order.inputs)}, claims=claims)
+    return Desk(
+        feature=order.feature, tickets={item.stage: item.ref for item in (*order.tickets, *order.inputs)}, claims=claims
+    )
 
 
 @cache
@@ -160,16 +161,18 @@ def _agent(role: Role) -> Agent[Desk, Report]:
     """Built once per role; it holds no state of a run."""
     agent = Agent(
         deps_type=Desk,
-        output_type=ToolOutput(report_model(role.kind), name=OUTPUT_TOOL),
+        output_type=ToolOutput(report_model(role.kind), name=SUBMIT_REPORT),
         instructions=load_instructions(role),
         retries=role.output_retries,
     )
-    if "fetch_deliverable" in role.tools:
+    if FETCH_DELIVERABLE in role.tools:
         agent.tool(fetch_deliverable)
     return agent
 
 
-def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int = 0) -> str:
+async def fetch_deliverable(
+    context: RunContext[Desk], stage: str, offset: int = 0
+) -> str:
     """Read what another stage of this run has delivered.
 
     Args:
@@ -182,4 +185,4 @@ def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int = 0) ->
         raise ModelRetry(f"no stage {stage!r} has delivered yet; there are: {', '.join(desk.tickets) or 'none'}")
     claim = deliverable_claim(desk.tickets[stage], stage, offset=offset)
     desk.claims.append(claim)
-    return claim.marker
+    return deliverable_section(claim, desk.tickets[stage], stage, desk.feature)
