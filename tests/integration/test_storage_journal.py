@@ -177,6 +177,13 @@ async def test_a_call_is_taken_over_after_the_lease(pool: Pool, owner: Pool, jou
     assert Claimed(calls=2, failures=0) in outcomes
 
 
+async def test_a_call_that_has_just_begun_is_not_taken_over(pool: Pool) -> None:
+    """Even from a gateway whose sign of life is late."""
+    await claim(TurnJournal(pool, "gateway-a"))
+    second, _ = await steady(pool, "gateway-b")
+    assert await claim(second) == Busy("gateway-a")
+
+
 async def test_nothing_is_taken_over_right_after_an_outage(pool: Pool, owner: Pool, journal: TurnJournal) -> None:
     """When PostgreSQL was away, everybody was silent: others first get half a lease to show that they live."""
     await claim(journal)
