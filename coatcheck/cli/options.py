@@ -14,3 +14,6 @@ DataDir = Annotated[
 DEFAULT_DATA_DIR = Path(".coatcheck")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A feature, a workflow id or a run key.")]
+"""The run that a command is about; `runs` says what each form means."""

@@ -11,6 +11,12 @@ EXIT_MISUSE: Final = 2
 EXIT_DEPENDENCY_DOWN: Final = 3
 
 
+class MisuseError(CoatcheckError):
+    """The command cannot be carried out as it was given."""
+
+    code = "cli.misuse"
+
+
 def tell(line: str) -> None:
     """Say something to the person; stdout stays for data."""
     sys.stderr.write(line + "\n")
@@ -22,4 +28,6 @@ def complain(error: CoatcheckError) -> int:
     tell(f"error: {error}")
     if error.hint:
         tell(f"hint: {error.hint}")
+    if isinstance(error, MisuseError):
+        return EXIT_MISUSE
     return EXIT_DEPENDENCY_DOWN if isinstance(error, DependencyDownError) else EXIT_FAILED

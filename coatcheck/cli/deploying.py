@@ -1,0 +1,88 @@
+"""Runs parts of the product against servers of one's own: migrations, single workers, the configuration of NATS."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal, NoReturn
+
+from coatcheck.cli.output import emit, emit_json
+from coatcheck.cli.session import UP_HINT, load_settings
+from coatcheck.cli.voice import MisuseError, tell
+from coatcheck.errors import CoatcheckError, StorageUnavailableError
+from coatcheck.localstack.files import private_dir, write_private
+from coatcheck.localstack.workers import DEFAULT_WORKERS, worker_environment
+from coatcheck.messaging.accounts import ensure_keys, render_accounts
+from coatcheck.settings import Settings
+from coatcheck.storage.migrate import migrate
+from schemas.streams import AGENTS, STREAMS
+
+ACCOUNTS_FILE: Final = "accounts.conf"
+
+
+def migrate_database(*, as_json: bool, data_dir: Path) -> None:
+    """Apply the pending migrations and print their names.
+
+    Raises:
+        StorageUnavailableError: no database is known, or it does not answer.
+        CoatcheckError: a migration failed.
+    """
+    database = load_settings(data_dir).database_url
+    if database is None:
+        raise StorageUnavailableError(
+            f"no PostgreSQL is known: nothing was started in {data_dir} and DATABASE_URL is not set", hint=UP_HINT
+        )
+    applied = migrate(database.get_secret_value())
+    if as_json:
+        emit_json({"applied": applied})
+    elif applied:
+        emit("\n".join(applied))
+    else:
+        tell("the database is up to date")
+
+
+def run_worker(kind: Literal["core", "agents", "gateway"], agents: Sequence[str], *, data_dir: Path) -> NoReturn:
+    """Become a worker process, with the environment that the local stack would give it and no other secrets.
+
+    Raises:
+        MisuseError: agents were named for another kind of worker, or one does not exist.
+    """
+    if agents and kind != "agents":
+        raise MisuseError(f"a {kind} worker has no agents", hint="coatcheck worker agents roy jen")
+    if unknown := [agent for agent in agents if agent not in AGENTS]:
+        raise MisuseError(f"no agent is called {unknown[0]!r}", hint=f"the agents are {', '.join(AGENTS)}")
+    settings = load_settings(data_dir)
+    spec = next(spec for spec in DEFAULT_WORKERS if spec.name == kind)
+    environment = worker_environment(spec, _connections(settings), {"COATCHECK_DATA_DIR": str(data_dir.absolute())})
+    # Replaced rather than imported: an agent worker's process must never have held the database's password.
+    os.execve(spec.argv[0], [*spec.argv, *agents], environment)  # noqa: S606  our own program, no shell
+
+
+def _connections(settings: Settings) -> dict[str, str]:
+    database, gateway = settings.database_url, settings.gateway_database_url
+    known = {
+        "TEMPORAL_ADDRESS": settings.temporal_address,
+        "TEMPORAL_NAMESPACE": settings.temporal_namespace,
+        "NATS_URL": settings.nats_url,
+        "NATS_MONITOR_URL": settings.nats_monitor_url,
+        "DATABASE_URL": database.get_secret_value() if database else None,
+        "GATEWAY_DATABASE_URL": gateway.get_secret_value() if gateway else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def write_nats_config(out: Path, *, data_dir: Path) -> None:
+    """Write `accounts.conf` into `out` and print its path; existing keys stay.
+
+    Raises:
+        CoatcheckError: the folder cannot be written to.
+    """
+    keys = load_settings(data_dir).keys_dir
+    try:
+        users = ensure_keys(private_dir(keys), AGENTS)
+        path = private_dir(out) / ACCOUNTS_FILE
+        write_private(path, render_accounts(users, STREAMS))
+    except OSError as error:
+        raise CoatcheckError(f"cannot write {error.filename}: {error.strerror}") from error
+    emit(str(path))
+    tell(f"the keys are in {keys.absolute()}; each worker needs its own and no other")
+    tell(f"hint: add `include {ACCOUNTS_FILE}` and `jetstream {{ sync_interval: always }}` to the server's file")

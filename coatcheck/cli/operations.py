@@ -1,0 +1,67 @@
+"""`doctor`, `db migrate`, `worker`, `nats-config`: what an operator needs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+
+app = typer.Typer()
+db = typer.Typer(help="The database: `db migrate` brings it up to date.")
+app.add_typer(db, name="db")
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Check everything that a run depends on, and say what to do about what is wrong.
+
+    Exits with 3 when a server or worker is away, with 1 when something else is wrong.
+
+    Example: coatcheck doctor --json
+    """
+    from coatcheck.cli import diagnosis, session  # noqa: PLC0415
+
+    session.run(diagnosis.doctor(as_json=as_json, data_dir=data_dir))
+
+
+@db.command()
+def migrate(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Bring the database up to date; safe to repeat.
+
+    Example: coatcheck db migrate
+    """
+    from coatcheck.cli import deploying  # noqa: PLC0415
+
+    deploying.migrate_database(as_json=as_json, data_dir=data_dir)
+
+
+@app.command()
+def worker(
+    kind: Annotated[Literal["core", "agents", "gateway"], typer.Argument(help="Which kind of worker.")],
+    agents: Annotated[list[str] | None, typer.Argument(help="For agents: only these.")] = None,
+    *,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Run one worker process in the foreground until it is told to stop.
+
+    Example: coatcheck worker agents roy jen
+    """
+    from coatcheck.cli import deploying  # noqa: PLC0415
+
+    deploying.run_worker(kind, agents or [], data_dir=data_dir)
+
+
+@app.command()
+def nats_config(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write to.", file_okay=False)] = Path(),
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Write accounts.conf, for a NATS server of your own; makes the keys that are missing.
+
+    Example: coatcheck nats-config --out /etc/nats
+    """
+    from coatcheck.cli import deploying  # noqa: PLC0415
+
+    deploying.write_nats_config(out, data_dir=data_dir)

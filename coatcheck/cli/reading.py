@@ -1,0 +1,228 @@
+"""Reads deliverables and streams as NATS's `observer`, runs and events from PostgreSQL."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from coatcheck.cli.output import columns, emit, emit_json, moment, one_line
+from coatcheck.cli.progress import ENDED
+from coatcheck.cli.runs import find_record
+from coatcheck.cli.session import load_settings, open_database, open_nats
+from coatcheck.cli.voice import MisuseError, tell
+from coatcheck.errors import CoatcheckError, DeliverableNotFoundError
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.messaging.streams import stream_statuses
+from coatcheck.storage import state
+from coatcheck.storage.state import EventRecord
+from schemas.deliverable import HEADER_SHA256, DeliverableRef, StoredDeliverable
+from schemas.streams import STREAMS, StreamStatus
+
+FOLLOW_SECONDS: Final = 0.5
+_SHA256_SHOWN: Final = 12
+_EVENT_HEADER: Final = ("when", "severity", "event", "agent", "what")
+
+
+class StreamDriftError(CoatcheckError):
+    """A stream is missing or not as declared."""
+
+    code = "stream.drifted"
+
+
+# --- NATS ---------------------------------------------------------------------------------------------------------
+
+
+def split_message(message: str) -> tuple[str, int] | None:
+    """`STREAM:SEQ` in its parts, or `None` when it is a subject.
+
+    Raises:
+        MisuseError: what follows the colon is no sequence.
+    """
+    stream, colon, sequence = message.partition(":")
+    if not colon:
+        return None
+    if not (stream and sequence.isascii() and sequence.isdigit() and int(sequence) > 0):
+        raise MisuseError(f"{message!r} is not STREAM:SEQ", hint="coatcheck fetch agog_features_backend:1")
+    return stream, int(sequence)
+
+
+async def fetch(message: str, *, as_json: bool, data_dir: Path) -> None:
+    """Print one deliverable; its bytes are checked against the sha256 of their header.
+
+    Raises:
+        MisuseError: `message` names nothing that can be fetched.
+        DeliverableError: it does not exist (any more), or is corrupt.
+        DependencyDownError: NATS does not answer.
+    """
+    named = split_message(message)
+    async with open_nats(load_settings(data_dir)) as client:
+        if named is None:
+            stored = await DeliverableService(client).fetch_by_subject(message)
+        else:
+            stored = await _by_sequence(client, *named)
+    if as_json:
+        emit_json(stored)
+    else:
+        emit(stored.deliverable.content)
+
+
+async def _by_sequence(client: NatsClient, stream: str, sequence: int) -> StoredDeliverable:
+    known = [spec.name for spec in STREAMS]
+    if stream not in known:
+        raise DeliverableNotFoundError(f"{stream!r} is no stream of deliverables", hint=f"one of {', '.join(known)}")
+    service = DeliverableService(client)
+    try:
+        message = await client.fetch_by_sequence(stream, sequence)
+    except DeliverableNotFoundError:
+        # The service says why it is gone: expired, lost or deleted.
+        return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256="0" * 64, bytes=0))
+    digest = message.headers.get(HEADER_SHA256) or hashlib.sha256(message.data).hexdigest()
+    return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256=digest, bytes=len(message.data)))
+
+
+async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
+    """Print the state of every stream.
+
+    Raises:
+        StreamDriftError: with `check`, a stream is missing or not as declared.
+        DependencyDownError: NATS does not answer.
+    """
+    async with open_nats(load_settings(data_dir)) as client:
+        statuses = await stream_statuses(client, STREAMS)
+    missing = [spec.name for spec in STREAMS if spec.name not in {status.name for status in statuses}]
+    if as_json:
+        emit_json(statuses)
+    else:
+        emit(columns(("stream", "messages", "bytes", "first", "last", "consumers", "drift"), _stream_rows(statuses)))
+    for name in missing:
+        tell(f"{name} does not exist")
+    drifted = [status.name for status in statuses if status.drift] + missing
+    if check and drifted:
+        raise StreamDriftError(f"{len(drifted)} of {len(STREAMS)} streams are not as declared: {', '.join(drifted)}")
+
+
+def _stream_rows(statuses: Sequence[StreamStatus]) -> list[list[str]]:
+    return [
+        [
+            status.name,
+            f"{status.messages:,}",
+            f"{status.bytes:,}",
+            str(status.first_seq),
+            str(status.last_seq),
+            str(status.consumer_count),
+            "; ".join(status.drift) or "none",
+        ]
+        for status in statuses
+    ]
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+async def deliverables(feature: str, *, as_json: bool, data_dir: Path) -> None:
+    """Print what the runs of a feature delivered.
+
+    Raises:
+        CoatcheckError: nothing is recorded for it.
+        DependencyDownError: PostgreSQL does not answer.
+    """
+    async with open_database(load_settings(data_dir)) as pool:
+        rows = await state.deliverable_rows(pool, feature)
+    if not rows:
+        raise CoatcheckError(f"nothing of {feature!r} is recorded yet", hint="`coatcheck runs` lists the runs")
+    if as_json:
+        emit_json(rows)
+        return
+    header = ("run", "stage", "round", "verdict", "subject", "message", "bytes", "sha256", "when")
+    cells = [
+        [
+            row.run_key,
+            row.stage,
+            str(row.round),
+            row.verdict or "",
+            row.subject,
+            f"{row.ref.stream}:{row.ref.sequence}",
+            f"{row.ref.bytes:,}",
+            row.ref.sha256[:_SHA256_SHOWN],
+            moment(row.completed_at),
+        ]
+        for row in rows
+    ]
+    emit(columns(header, cells))
+
+
+async def runs(*, limit: int, as_json: bool, data_dir: Path) -> None:
+    """Print the latest runs, newest first.
+
+    Raises:
+        DependencyDownError: PostgreSQL does not answer.
+    """
+    async with open_database(load_settings(data_dir)) as pool:
+        records = await state.list_runs(pool, limit)
+    if as_json:
+        emit_json(records)
+        return
+    header = ("run", "feature", "tenant", "status", "stage", "done", "started", "ended", "error")
+    cells = [
+        [
+            record.run_key,
+            record.feature,
+            record.tenant,
+            record.status,
+            record.current_step or "",
+            f"{record.completed_steps}/{record.total_steps}",
+            moment(record.started_at),
+            moment(record.completed_at),
+            one_line(record.error or "", 80),
+        ]
+        for record in records
+    ]
+    emit(columns(header, cells))
+
+
+async def events(run: str, *, follow: bool, as_json: bool, data_dir: Path) -> None:
+    """Print the audit log of a run; with `follow`, until it ends.
+
+    Raises:
+        RunNotFoundError: no such run is recorded.
+        DependencyDownError: PostgreSQL does not answer.
+    """
+    async with open_database(load_settings(data_dir)) as pool:
+        record = await find_record(pool, run)
+        printed: set[str] = set()
+        while True:
+            # Read the state first: what was recorded until then is in the events that are read after it.
+            ended = (await find_record(pool, record.run_key)).status in ENDED
+            # Always from the start: one step's events share their time, so "later than the last one" would lose some.
+            fresh = [event for event in await state.events(pool, record.run_key) if event.event_id not in printed]
+            _print_events(fresh, as_json=as_json, header=not printed)
+            printed |= {event.event_id for event in fresh}
+            if ended or not follow:
+                return
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+
+def _print_events(fresh: Sequence[EventRecord], *, as_json: bool, header: bool) -> None:
+    if as_json:
+        for event in fresh:
+            emit_json(event, indent=None)
+        return
+    rows = [
+        [moment(event.created_at), event.severity, event.event_type, event.agent or "", _what(event)] for event in fresh
+    ]
+    if header:
+        emit(_event_line(_EVENT_HEADER, upper=True))
+    for row in rows:
+        emit(_event_line(row))
+
+
+def _event_line(cells: Sequence[str], *, upper: bool = False) -> str:
+    """Fixed widths, since with --follow later lines are not known yet."""
+    when, severity, event, agent, what = (cell.upper() if upper else cell for cell in cells)
+    return f"{when:<19}  {severity:<8}  {event:<20}  {agent:<8}  {what}".rstrip()
+
+
+def _what(event: EventRecord) -> str:
+    return " ".join(f"{name}={one_line(str(value), 80)}" for name, value in event.payload.items() if value is not None)

@@ -1,0 +1,96 @@
+"""`fetch`, `deliverables`, `streams`, `events`, `runs`: what was delivered and what happened."""
+
+from typing import Annotated
+
+import typer
+
+from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, Run
+
+app = typer.Typer()
+
+
+@app.command()
+def fetch(
+    message: Annotated[str, typer.Argument(metavar="SUBJECT|STREAM:SEQ", help="A subject, or one message.")],
+    *,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print a deliverable: the markdown, or with --json all of the message.
+
+    A subject means the last message under it, of whatever run; STREAM:SEQ is one message for ever.
+
+    Example: coatcheck fetch agog.deliverables.roy.backend.customer-search
+
+    Example: coatcheck fetch agog_features_backend:1 --json
+    """
+    from coatcheck.cli import reading, session  # noqa: PLC0415
+
+    session.run(reading.fetch(message, as_json=as_json, data_dir=data_dir))
+
+
+@app.command()
+def deliverables(
+    feature: Annotated[str, typer.Argument(help="Slug of the feature.")],
+    *,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """List what all runs of a feature have delivered.
+
+    Example: coatcheck deliverables customer-search
+    """
+    from coatcheck.cli import reading, session  # noqa: PLC0415
+
+    session.run(reading.deliverables(feature, as_json=as_json, data_dir=data_dir))
+
+
+@app.command()
+def streams(
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 when a stream is missing or its settings have drifted.")
+    ] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Show the streams' state and whether their settings are as declared.
+
+    Example: coatcheck streams --check
+    """
+    from coatcheck.cli import reading, session  # noqa: PLC0415
+
+    session.run(reading.streams(check=check, as_json=as_json, data_dir=data_dir))
+
+
+@app.command()
+def events(
+    name: Run,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Show what happened in a run, in order.
+
+    Example: coatcheck events customer-search --follow
+    """
+    from coatcheck.cli import reading, session  # noqa: PLC0415
+
+    session.run(reading.events(name, follow=follow, as_json=as_json, data_dir=data_dir))
+
+
+@app.command()
+def runs(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, latest first.")] = 50,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """List the latest runs.
+
+    Example: coatcheck runs --limit 10
+    """
+    from coatcheck.cli import reading, session  # noqa: PLC0415
+
+    session.run(reading.runs(limit=limit, as_json=as_json, data_dir=data_dir))

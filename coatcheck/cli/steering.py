@@ -1,0 +1,192 @@
+"""What a person does with a run that is under way: look, decide, pause, resume, cancel."""
+
+import asyncio
+import getpass
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from coatcheck.cli.output import emit, emit_json
+from coatcheck.cli.progress import (
+    QUERY_TIMEOUT,
+    WORKFLOW,
+    ProgressReader,
+    Seen,
+    question,
+    recorded_progress,
+    table,
+)
+from coatcheck.cli.runs import FoundRun, RunNotFoundError, find
+from coatcheck.cli.session import load_settings, open_database, open_temporal, temporal_errors
+from coatcheck.cli.voice import MisuseError, tell
+from coatcheck.errors import CoatcheckError, DependencyDownError
+from coatcheck.settings import Settings
+from schemas.pipeline import Decision, DecisionAction, Waiting
+from workflows.feature_pipeline import FeaturePipelineWorkflow
+
+MIN_SHA256_PREFIX: Final = 8
+UPDATE_SECONDS: Final = 15.0
+"""The worker has just answered a query; an update takes it one workflow task."""
+
+
+async def show_progress(run: str, *, as_json: bool, data_dir: Path) -> None:
+    """Print where every stage of the run is.
+
+    Raises:
+        RunNotFoundError: there is no such run.
+        DependencyDownError: neither Temporal nor PostgreSQL answers.
+    """
+    seen = await _look(run, load_settings(data_dir))
+    if seen.source != WORKFLOW:
+        tell(f"note: {seen.source}")
+    if seen.progress is None:
+        raise CoatcheckError(f"{run} has not got to its first stage", hint="`coatcheck doctor` checks the workers")
+    if as_json:
+        emit_json(seen.progress)
+        return
+    emit(table(seen.progress))
+    for line in question(seen.progress):
+        tell(line)
+
+
+async def _look(run: str, settings: Settings) -> Seen:
+    try:
+        client = await open_temporal(settings)
+        found = await find(client, run)
+    except (DependencyDownError, RunNotFoundError) as error:
+        async with open_database(settings) as pool:
+            return Seen(await recorded_progress(pool, run), f"{error}; these are the recorded rows")
+    async with AsyncExitStack() as resources:
+        return await ProgressReader(client, found, settings, resources).read()
+
+
+async def decide(
+    run: str,
+    stage: str,
+    action: DecisionAction,
+    *,
+    sha256: str | None,
+    latest: bool,
+    by: str | None,
+    comment: str,
+    data_dir: Path,
+) -> None:
+    """Answer a waiting run; the decision is bound to the sha256 of what was reviewed.
+
+    Raises:
+        MisuseError: neither or both of `sha256` and `latest`, or a prefix that is too short.
+        CoatcheckError: nothing waits, another stage waits, or something else than what was reviewed.
+        DependencyDownError: Temporal or its worker does not answer.
+    """
+    if (sha256 is None) != latest:
+        raise MisuseError(
+            "say what was reviewed: either --sha256 or --latest",
+            hint="`coatcheck progress RUN` shows what waits; --latest takes it unseen",
+        )
+    if sha256 is not None and len(sha256) < MIN_SHA256_PREFIX:
+        raise MisuseError(f"--sha256 needs at least {MIN_SHA256_PREFIX} characters")
+    client = await open_temporal(load_settings(data_dir))
+    found = await find(client, run)
+    waiting = await _waiting(client, found, stage)
+    if sha256 is not None and not waiting.sha256.startswith(sha256.lower()):
+        raise CoatcheckError(
+            f"round {waiting.round} of {stage} is {waiting.sha256[:12]}…, not {sha256[:12]}…",
+            hint="it was done again since: look at it once more",
+        )
+    decision = Decision(stage=stage, action=action, sha256=waiting.sha256, by=by or _me(), comment=comment)
+    tell(await _update(client, found, decision))
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a container's user may have no name
+        raise MisuseError("who decides? this system does not know your name", hint="add --by NAME") from error
+
+
+async def _waiting(client: Client, found: FoundRun, stage: str) -> Waiting:
+    try:
+        progress = await found.handle(client).query(FeaturePipelineWorkflow.progress, rpc_timeout=QUERY_TIMEOUT)
+    except RPCError as error:
+        raise DependencyDownError(
+            "no core worker answers, and only it can take a decision", hint="`coatcheck doctor` checks the workers"
+        ) from error
+    except WorkflowQueryFailedError as error:
+        raise CoatcheckError(f"{found.workflow_id} has not got to its first stage") from error
+    if progress.waiting is None:
+        raise CoatcheckError(f"{found.workflow_id} is {progress.status}: nothing waits for a decision")
+    if progress.waiting.stage != stage:
+        raise CoatcheckError(
+            f"{progress.waiting.stage} waits for a decision, not {stage}", hint="`coatcheck progress RUN` shows it"
+        )
+    return progress.waiting
+
+
+async def _update(client: Client, found: FoundRun, decision: Decision) -> str:
+    try:
+        async with asyncio.timeout(UPDATE_SECONDS):
+            with temporal_errors():
+                return await found.handle(client).execute_update(FeaturePipelineWorkflow.decide, decision)
+    except TimeoutError as error:
+        raise DependencyDownError(
+            f"no worker confirmed the decision within {UPDATE_SECONDS:g} s; it may still be taken",
+            hint="`coatcheck progress RUN` shows whether it was",
+        ) from error
+    except WorkflowUpdateFailedError as error:
+        cause = error.cause
+        raise CoatcheckError(cause.message if isinstance(cause, ApplicationError) else str(cause)) from error
+
+
+async def pause(run: str, *, data_dir: Path) -> None:
+    """Have the run stand still before its next stage.
+
+    Raises:
+        CoatcheckError: there is no such run, or it has ended.
+        DependencyDownError: Temporal does not answer.
+    """
+    client, found = await _open_run(run, data_dir)
+    with temporal_errors(), _still_open(found):
+        await found.handle(client).signal(FeaturePipelineWorkflow.pause)
+    tell(f"{found.workflow_id} stops before its next stage; a stage under way is finished")
+    tell(f"hint: `coatcheck resume {run}` lets it go on")
+
+
+async def resume(run: str, *, data_dir: Path) -> None:
+    """Have a paused run go on; raises as `pause` does."""
+    client, found = await _open_run(run, data_dir)
+    with temporal_errors(), _still_open(found):
+        await found.handle(client).signal(FeaturePipelineWorkflow.resume)
+    tell(f"{found.workflow_id} goes on")
+
+
+async def cancel(run: str, *, data_dir: Path) -> None:
+    """Ask the run to end; raises as `pause` does."""
+    client, found = await _open_run(run, data_dir)
+    with temporal_errors(), _still_open(found):
+        await found.handle(client).cancel()
+    tell(f"{found.workflow_id} is being cancelled; what it delivered stays")
+
+
+async def _open_run(run: str, data_dir: Path) -> tuple[Client, FoundRun]:
+    client = await open_temporal(load_settings(data_dir))
+    found = await find(client, run)
+    if not found.is_open:
+        status = found.status.name.lower() if found.status else "closed"
+        raise CoatcheckError(f"{found.workflow_id} has ended ({status})")
+    return client, found
+
+
+@contextmanager
+def _still_open(found: FoundRun) -> Generator[None]:
+    """It may have ended since we looked."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise CoatcheckError(f"{found.workflow_id} has ended") from error
+        raise
