@@ -63,7 +63,7 @@ def test_which_errors_mean_that_it_is_away(error: Exception, is_away: bool) -> N
 
 @pytest.mark.parametrize(
     "statements",
-    [["SELECT pg_terminate_backend(pg_backend_pid())"], ["SET statement_timeout = 10", "SELECT pg_sleep(20)"]],
+    [["SELECT pg_terminate_backend(pg_backend_pid())"], ["SET LOCAL statement_timeout = 10", "SELECT pg_sleep(20)"]],
     ids=["terminated", "timed out"],
 )
 async def test_a_lost_connection_is_replaced(postgres_dsn: str, statements: list[str]) -> None:
@@ -72,7 +72,7 @@ async def test_a_lost_connection_is_replaced(postgres_dsn: str, statements: list
 
         async def lose_it() -> None:
             with storage_errors():
-                async with pool.acquire() as connection:
+                async with pool.acquire() as connection, connection.transaction():
                     for statement in statements:
                         await connection.execute(statement)
 
