@@ -5,12 +5,11 @@ import functools
 import uuid
 from contextlib import AsyncExitStack
 
-from coatcheck.messaging.deliverables import DeliverableService
-from coatcheck.messaging.service import serve
-
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
+from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.messaging.service import serve
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.journal import TurnJournal
@@ -34,7 +33,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await journal.beat()
         proxy = LLMProxy(
             journal,
-            providers=_providers(settings),
+            providers=await stack.enter_async_context(_providers(settings)),
             claims=ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool)),
             max_failures=settings.provider_failures,
         )

@@ -163,10 +163,19 @@ class ProxyModel(Model):
 def _plain(message: ModelMessage) -> dict[str, Any]:
     """The message as JSON values, without what differs between attempts."""
     [data] = ModelMessagesTypeAdapter.dump_python([message], mode="json", exclude_none=True)
-    return {
-        key: [{name: item for name, item in part.items() if name not in _VOLATILE} for part in value]
-        if key == "parts"
-        else value
-        for key, value in data.items()
-        if key not in _VOLATILE
-    }
+    plain = {name: value for name, value in data.items() if name not in _VOLATILE}
+    return plain | {"parts": [_plain_part(part) for part in data["parts"]]}
+
+
+def _plain_part(part: dict[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in part.items() if name not in _VOLATILE}
+    if isinstance(plain.get("content"), list):
+        # Validation errors repeat the whole rejected report as their input: the model has it already, and 9 MB of it
+        # would not fit into the request.
+        plain["content"] = [_without_input(item) for item in plain["content"]]
+    return plain
+
+
+def _without_input(item: Any) -> Any:
+    is_error = isinstance(item, dict) and {"type", "loc", "msg", "input"} <= item.keys()
+    return {name: value for name, value in item.items() if name != "input"} if is_error else item

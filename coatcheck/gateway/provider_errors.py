@@ -9,12 +9,13 @@ from pydantic_ai.exceptions import (
     ModelQuotaExceededError,
     ModelRateLimitError,
     ModelRequestRejectedError,
-    UnexpectedModelBehavior,
     UserError,
 )
 
 from schemas import errors
 
+MAX_MESSAGE_CHARACTERS = 2000
+"""It goes into the run's history, which stays below 20 KB."""
 TOO_MANY_REQUESTS = 429
 CLIENT_ERRORS = range(400, 500)
 TRANSIENT_CLIENT_ERRORS = frozenset({408, 409, 425, TOO_MANY_REQUESTS})
@@ -56,6 +57,20 @@ def _status(error: Exception) -> int | None:
 
 
 def _message(error: Exception) -> str:
-    """The provider's own words where it has some; never an empty text."""
-    prefix = "the provider's answer is not readable: " if isinstance(error, UnexpectedModelBehavior) else ""
-    return f"{prefix}{error or type(error).__name__}"[:2000]
+    """The provider's own words where it has some, never an empty text; with the cause of a broken connection."""
+    if isinstance(error, ModelHTTPError) and isinstance(error.body, dict) and error.body.get("message"):
+        text = f"{error.model_name} answered {error.status_code}: {error.body['message']}"
+    elif isinstance(error, ModelHTTPError | UserError | TimeoutError):
+        text = str(error) or type(error).__name__
+    elif isinstance(error, ModelAPIError):
+        cause = _root_cause(error)
+        text = f"{error.model_name}: {error}" + (f" ({cause})" if cause not in str(error) else "")
+    else:  # what the SDK and the adapter throw over a body that is not the protocol's
+        text = f"the provider's answer is not readable: {type(error).__name__}: {error}"
+    return text[:MAX_MESSAGE_CHARACTERS]
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

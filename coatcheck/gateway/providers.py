@@ -3,8 +3,10 @@
 Retries belong to the journal and to Temporal: an SDK that retries by itself would pay twice without a trace.
 """
 
+import logging
 from decimal import Decimal
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import anthropic
 import openai
@@ -24,8 +26,14 @@ DEFAULT_OPENAI_MODEL: Final = "openai:gpt-5-mini"
 DEFAULT_ANTHROPIC_MODEL: Final = "anthropic:claude-sonnet-4-5"
 
 
+_log = logging.getLogger(__name__)
+
+
 class Providers:
-    """Resolves `provider:model` names; holds the keys, which no agent ever sees."""
+    """Resolves `provider:model` names; holds the keys, which no agent ever sees, and the connections.
+
+    An async context manager: leaving it closes the connections of the clients that it has made.
+    """
 
     def __init__(
         self,
@@ -41,10 +49,21 @@ class Providers:
         self._openai_api_key = openai_api_key
         self._openai_base_url = openai_base_url
         self._anthropic_api_key = anthropic_api_key
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
+        """Most time that one call may take, from connecting to the last byte."""
         self._scripted = ScriptedModel(latency_seconds=scripted_latency_seconds, report_bytes=scripted_report_bytes)
         self._models: dict[str, Model] = {SCRIPTED: self._scripted}
+        self._clients: list[openai.AsyncOpenAI | anthropic.AsyncAnthropic] = []
         self.default_model = default_model or self._best_default()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients:
+            await client.close()
 
     def _best_default(self) -> str:
         if self._openai_api_key or self._openai_base_url:
@@ -55,7 +74,7 @@ class Providers:
         """The model of that name.
 
         Raises:
-            UserError: the provider is unknown or has no key.
+            UserError: the provider is unknown, not installed, or has no key.
         """
         if name not in self._models:
             self._models[name] = self._create(name)
@@ -67,23 +86,30 @@ class Providers:
             return OpenAIChatModel(model_name, provider=OpenAIProvider(openai_client=self._openai_client()))
         if provider == "anthropic" and model_name:
             return AnthropicModel(model_name, provider=AnthropicProvider(anthropic_client=self._anthropic_client()))
-        return infer_model(name)
+        try:
+            return infer_model(name)
+        except ImportError as error:
+            raise UserError(f"{name}: {error}") from error
 
     def _openai_client(self) -> openai.AsyncOpenAI:
         if self._openai_api_key is None and self._openai_base_url is None:
             raise UserError("no OpenAI key: set OPENAI_API_KEY where the gateway worker runs")
         # Local endpoints want no key, but the SDK does.
         key = self._openai_api_key.get_secret_value() if self._openai_api_key else "none"
-        return openai.AsyncOpenAI(
-            api_key=key, base_url=self._openai_base_url, max_retries=0, timeout=self._timeout_seconds
+        client = openai.AsyncOpenAI(
+            api_key=key, base_url=self._openai_base_url, max_retries=0, timeout=self.timeout_seconds
         )
+        self._clients.append(client)
+        return client
 
     def _anthropic_client(self) -> anthropic.AsyncAnthropic:
         if self._anthropic_api_key is None:
             raise UserError("no Anthropic key: set ANTHROPIC_API_KEY where the gateway worker runs")
-        return anthropic.AsyncAnthropic(
-            api_key=self._anthropic_api_key.get_secret_value(), max_retries=0, timeout=self._timeout_seconds
+        client = anthropic.AsyncAnthropic(
+            api_key=self._anthropic_api_key.get_secret_value(), max_retries=0, timeout=self.timeout_seconds
         )
+        self._clients.append(client)
+        return client
 
     def cost_usd(self, name: str, response: ModelResponse) -> Decimal | None:
         """Price of one answer by the genai-prices table; `None` when no price is known, which is not 0."""
@@ -94,4 +120,7 @@ class Providers:
         try:
             return response.cost().total_price
         except (LookupError, ValueError):
+            return None
+        except Exception:  # noqa: BLE001  the answer is paid for: a fault in a price table must not lose it
+            _log.exception("no price for %s", name)
             return None

@@ -51,7 +51,8 @@ def _message(call_id: str, request: dict[str, Any], step: Step, call: Call, repo
     if step.do in {"empty_content", "refusal"}:
         return {"role": "assistant", "content": None if step.do == "refusal" else ""}
     if step.do == "text" or OUTPUT_TOOL not in tools:
-        return {"role": "assistant", "content": f"I have finished the {call.stage} of {call.feature}."}
+        said = step.arguments.get("text", f"I have finished the {call.stage} of {call.feature}.")
+        return {"role": "assistant", "content": said}
     if step.do == "fetch":
         return _tool_call(call_id, "fetch_deliverable", json.dumps(step.arguments))
     arguments = report_arguments(tools[OUTPUT_TOOL], call, report_bytes) | step.arguments

@@ -20,7 +20,7 @@ Do = Literal[
     "bad_json",  # the tool call's arguments are not JSON
     "missing_field",  # the first required argument is left out
     "wrong_enum",  # the first argument with a closed set has another value
-    "text",  # prose instead of the tool call
+    "text",  # prose instead of the tool call; `arguments["text"]` if given
     "fetch",  # a call of `fetch_deliverable` with `arguments`
     "refusal",  # stopped by the content filter
 ]

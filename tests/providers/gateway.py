@@ -1,0 +1,123 @@
+"""An LLM proxy as the gateway worker composes it, on a real PostgreSQL and NATS, in front of the local provider."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from pydantic import SecretStr, TypeAdapter
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.tools import ToolDefinition
+
+from coatcheck.agents.reports import ReviewReport
+from coatcheck.gateway.claims import ClaimDesk
+from coatcheck.gateway.llm_proxy import LLMProxy
+from coatcheck.gateway.providers import Providers
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.storage.database import Pool
+from coatcheck.storage.journal import LEASE, TurnJournal
+from coatcheck.storage.state import read_brief
+from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnPending, TurnReply, TurnRequest
+
+MODEL = "openai:gpt-test"
+RUN_KEY = "feature/search/0199c2f0-run"
+PARAMETERS = ModelRequestParameters(
+    output_tools=[ToolDefinition(name="submit_report", parameters_json_schema=ReviewReport.model_json_schema())],
+    output_mode="tool",
+    allow_text_output=False,
+)
+
+Reply = TurnAnswer | TurnPending | TurnFinished | TurnError
+
+
+@dataclass
+class Gateway:
+    """One gateway process: its proxy and its journal."""
+
+    proxy: LLMProxy
+    journal: TurnJournal
+
+    async def ask(self, request: TurnRequest, *, agent: str = "sylvia") -> Reply:
+        """Ask until the turn is settled, as an agent does."""
+        while True:
+            reply = decode(await self.proxy.handle(agent, request.model_dump_json().encode()))
+            if not isinstance(reply, TurnPending):
+                return reply
+
+    async def answer(self, request: TurnRequest) -> TurnAnswer:
+        """Ask for what must be an answer."""
+        reply = await self.ask(request)
+        assert isinstance(reply, TurnAnswer), reply
+        return reply
+
+    async def error(self, request: TurnRequest) -> TurnError:
+        """Ask for what must be refused."""
+        reply = await self.ask(request)
+        assert isinstance(reply, TurnError), reply
+        return reply
+
+
+@asynccontextmanager
+async def open_gateway(
+    pool: Pool,
+    nats: NatsClient,
+    base_url: str | None,
+    *,
+    gateway_id: str = "gateway-a",
+    lease: timedelta = LEASE,
+    max_failures: int = 3,
+    timeout_seconds: float = 20,
+    default_model: str = MODEL,
+) -> AsyncIterator[Gateway]:
+    """A gateway that shows that it lives until the block ends, and then finishes its calls."""
+    journal = TurnJournal(pool, gateway_id, lease=lease)
+    await journal.beat()
+    providers = Providers(
+        default_model=default_model,
+        openai_api_key=SecretStr("sk-test"),
+        openai_base_url=base_url,
+        anthropic_api_key=None,
+        timeout_seconds=timeout_seconds,
+        scripted_latency_seconds=0,
+        scripted_report_bytes=0,
+    )
+    claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(read_brief, pool))
+    proxy = LLMProxy(journal, providers=providers, claims=claims, max_failures=max_failures)
+    async with providers:
+        beats = asyncio.create_task(proxy.beat())
+        try:
+            yield Gateway(proxy, journal)
+            await proxy.drain()
+        finally:
+            beats.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
+
+
+def die(gateway: Gateway) -> None:
+    """What a `kill -9` of the process leaves: nobody waits for the provider, nothing more is written."""
+    for call in gateway.proxy._calls.values():
+        call.cancel()
+
+
+def turn_request(prompt: str = "Review it.", *, stage: str = "critique", turn: int = 1, **fields: Any) -> TurnRequest:
+    """Turn `turn` of the stage's first round; `messages` may replace the prompt."""
+    text = f'<request feature="search" stage="{stage}" round="1">\n{prompt}\n</request>'
+    messages: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart(text)])]
+    known: dict[str, Any] = {
+        "run_key": RUN_KEY,
+        "task_key": f"{RUN_KEY}/{stage}-1",
+        "turn": turn,
+        "messages": ModelMessagesTypeAdapter.dump_python(messages, mode="json", exclude_none=True),
+        "parameters": TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True),
+    }
+    return TurnRequest(**(known | fields))
+
+
+def decode(data: bytes) -> Reply:
+    """The reply in a payload."""
+    return TurnReply.model_validate_json(data).reply
