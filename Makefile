@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 TESTS ?= tests
-DATA_DIR ?= .coatcheck
+export COATCHECK_DATA_DIR ?= .coatcheck
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
@@ -16,12 +16,19 @@ help: ## Show this list
 
 # A stamp is as new as the last set-up; pyproject and the pins make it out of date.
 $(VENV)/.run-stamp: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than 3.11" >&2; echo "hint: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) -s $(VENV)
 	@echo "setting up $(VENV) …" >&2
 	@$(PIP) install -c constraints.txt -e '.[local]'
 	@touch $@
+
+# Also mends an environment whose making was interrupted.
+.PHONY: $(VENV)
+$(VENV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is missing or older than 3.11" >&2; \
+	    echo "hint: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "hint: Debian and Ubuntu keep venv in a package of its own, python3-venv" >&2; exit 1; }
 
 $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	@echo "adding the development tools to $(VENV) …" >&2
@@ -29,16 +36,16 @@ $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	@touch $@
 
 demo: $(VENV)/.run-stamp ## Run one feature through the five agents and show it
-	@$(BIN)/coatcheck demo --data-dir $(DATA_DIR)
+	@$(BIN)/coatcheck demo
 
 up: $(VENV)/.run-stamp ## Start the local stack in the background
-	@$(BIN)/coatcheck up --detach --data-dir $(DATA_DIR)
+	@$(BIN)/coatcheck up --detach
 
 down: $(VENV)/.run-stamp ## Stop the local stack; its data stay
-	@$(BIN)/coatcheck down --data-dir $(DATA_DIR)
+	@$(BIN)/coatcheck down
 
 status: $(VENV)/.run-stamp ## Show what runs and where
-	@$(BIN)/coatcheck status --data-dir $(DATA_DIR)
+	@$(BIN)/coatcheck status || test $$? -eq 3
 
 test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=2)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
@@ -70,5 +77,5 @@ pins: $(VENV)/.dev-stamp ## Write the installed versions to constraints.txt
 	@touch $(VENV)/.run-stamp $(VENV)/.dev-stamp
 
 clean: ## Stop the stack, remove its data, the environment and the caches
-	@if test -x $(BIN)/coatcheck; then $(BIN)/coatcheck down --data-dir $(DATA_DIR); fi
-	@rm -rf $(DATA_DIR) $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@if test -x $(BIN)/coatcheck; then $(BIN)/coatcheck down; fi
+	@rm -rf "$(COATCHECK_DATA_DIR)" $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
