@@ -94,8 +94,8 @@ async def test_a_killed_server_loses_nothing_and_the_pool_heals(new_stack: Calla
         claimed = await journal.claim(TASK_KEY, 1, agent="cynthia", request_sha256="b" * 64, model="scripted")
         assert claimed == Claimed(calls=1, failures=0)
 
-        old = stack.kill("postgres")
-        failures = 0
+        # Orphaned backends may serve for a moment more, so the outage is over only with the next server.
+        await asyncio.to_thread(stack.wait_running, "postgres", other_than=stack.kill("postgres"))
         done = None
         while done is None:
             try:
@@ -110,10 +110,8 @@ async def test_a_killed_server_loses_nothing_and_the_pool_heals(new_stack: Calla
                     tokens_cached=0,
                     cost_usd=Decimal(0),
                 )
-            except StorageUnavailableError:
-                failures += 1
-                await asyncio.to_thread(stack.wait_running, "postgres", other_than=old)
-        assert failures > 0
+            except StorageUnavailableError:  # a connection of the old server
+                continue
 
         assert done == Done(message=ANSWER, model="scripted", cost_usd=Decimal(0))
         assert await state.read_brief(pool, RUN_KEY) == "Find customers by name."
