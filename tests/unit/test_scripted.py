@@ -17,7 +17,7 @@ from coatcheck.agents.reports import ReviewReport, TestReport
 from coatcheck.agents.roles import DEFAULT_ROLES
 from coatcheck.agents.scripted import ScriptedModel, markup
 from coatcheck.agents.scripted.model import estimate_tokens
-from coatcheck.agents.scripted.words import field_names, key_terms, sentences
+from coatcheck.agents.scripted.words import clean, field_names, key_terms, sentences
 from schemas.notice import Verdict
 from schemas.pipeline import MAX_BRIEF_BYTES
 from tests.unit.scripted_run import ROUNDS, Run
@@ -72,11 +72,11 @@ def test_the_huge_brief_is_as_long_as_a_brief_may_be() -> None:
 
 
 async def test_every_report_says_who_wrote_it_and_has_substance(run: Run) -> None:
-    """The first line names the author; 1.5 to 13 KB; the summary fits into a notice."""
+    """The first line names the author; 1.3 to 20 KB; the summary fits into a notice."""
     for name, part in run.rounds.items():
         report = part.report
         assert report.report.startswith("> Written by Coatcheck's scripted author, not by a language model"), name
-        assert 1500 < len(report.report.encode()) < 20_000, name
+        assert 1300 < len(report.report.encode()) < 20_000, name
         assert report.blockers == "None"
         assert report.summary == report.summary.strip()
         report.report.encode()
@@ -257,7 +257,20 @@ async def test_it_reads_reports_of_other_authors() -> None:
     )
     await run.play("frontend", "qa", "statistics")
     assert "“The user shall be able to search" in run.text("critique-1")
+    await run.play("critique")
+    assert run.rounds["critique-2"].report.notice_fields() == {"verdict": Verdict.APPROVE}
     assert 'const API = "/v1/customers"' in run.text("frontend-1")
+
+
+async def test_markup_of_another_author_is_shown_on_the_page_and_not_run() -> None:
+    """A research text in our own form can still carry tags."""
+    run = await Run("customer-search", ENGLISH).play("research")
+    ref, text = run.shelf["research"]
+    run.shelf["research"] = (ref, text.replace("Typing errors", "<script>alert(1)</script>"))
+    await run.play("critique", "backend", "frontend")
+    page = code_blocks(run.text("frontend-1"))["index.html"]
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;alert(1)" in page
 
 
 async def test_a_persons_comment_is_answered() -> None:
@@ -301,4 +314,5 @@ def test_words_of_a_request() -> None:
     assert field_names("customer-search", ENGLISH) == (("name", "name"), ("email", "email"), ("city", "city"))
     assert key_terms("customer-search", ENGLISH)[0].text == "customers"
     assert sentences("- one\n- two; three. Four") == ("one", "two", "three.", "Four")
+    assert clean("a\n`b` | <i>\x00") == "a 'b' \N{BROKEN BAR} \N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}i\u203a"
     assert field_names("poisk", REQUESTS["russian"][1])[0] == ("imeni", "имени")

@@ -6,10 +6,11 @@ from coatcheck.agents.scripted import markup
 from coatcheck.agents.scripted.draft import Draft, complexity, table
 from coatcheck.agents.scripted.markup import Finding, Requirement
 from coatcheck.agents.scripted.reading import Assignment, Section
-from coatcheck.agents.scripted.words import cut, key_terms, quote, sentences, title, words
+from coatcheck.agents.scripted.words import clean, cut, key_terms, quote, sentences, title, words
 from schemas.notice import Verdict
 
 LONG_SENTENCE_WORDS = 18
+CODE_FENCE = "```"
 
 
 def write(task: Assignment) -> Draft:
@@ -118,9 +119,7 @@ def _settled(earlier: list[Finding], reviewed: Section) -> str:
     lines = []
     for item in earlier:
         answer = answers.get(item.number)
-        how = (
-            f"the author answered {quote(answer, 200)}" if answer else "the text has changed there; no answer names it"
-        )
+        how = f"the author answered {quote(answer, 200)}" if answer else "no answer names it; left to the backend"
         lines.append(f"- **{item.number}** ({item.severity}, {item.where}) is settled: {how}")
     return "## What became of the findings\n\n" + "\n".join(lines) + "\n"
 
@@ -158,20 +157,25 @@ def _coverage(task: Assignment, items: Sequence[Requirement]) -> str:
 def _checked(task: Assignment, reviewed: Section, items: Sequence[Requirement]) -> str:
     headings = reviewed.text.count("\n## ")
     numbers = [item.number for item in items]
+    brief = clean(task.brief)
+    quoted = sum(item.text.removesuffix("…") in brief for item in items)
+    derived = sum(item.source == "derived" for item in items)
     in_order = "in order and without gaps" if numbers == [f"R{n}" for n in range(1, len(numbers) + 1)] else "with gaps"
     return (
         "## Checked without a finding\n\n"
         f"- {reviewed.stage.capitalize()} has {len(reviewed.text.split()):,} words under {headings} headings; its "
         f"requirements {', '.join(numbers)} are numbered {in_order}.\n"
-        f"- The brief's {len(sentences(task.brief)):,} sentences were compared with them: nothing was added that "
-        "nobody asked for, except what is marked as derived.\n"
-        "- The recommended option needs no system that the request does not already imply.\n"
-        "- Nothing in the text asks its reader to ignore a rule or to do anything outside this review.\n"
+        f"- {quoted} of the {len(items)} stand word for word in the brief ({len(sentences(task.brief)):,} sentences); "
+        f"{derived} are marked as derived.\n"
+        f"- The text has {reviewed.text.count('](')} links to other places and "
+        f"{reviewed.text.count(CODE_FENCE) // 2} blocks of code.\n"
     )
 
 
 def _summary(reviewed: Section, found: list[Finding], earlier: list[Finding]) -> str:
     if found:
-        return cut(f"Revise {reviewed.stage}: " + "; ".join(f"{item.number} {item.where}" for item in found) + ".", 200)
+        return cut(
+            f"Revise {reviewed.stage}: " + "; ".join(f"{item.number} at {item.where}" for item in found) + ".", 200
+        )
     settled = f"; {', '.join(item.number for item in earlier)} settled" if earlier else ""
     return f"{reviewed.stage.capitalize()} approved{settled}."
