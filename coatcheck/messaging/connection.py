@@ -191,9 +191,9 @@ class Connection:
     async def close(self) -> None:
         """End it on purpose; the owner is not told."""
         self._opened = False
+        self._fail_all("the NATS client was closed")
         with contextlib.suppress(OSError, nats.errors.Error):
             await self.raw.close()
-        self._fail_all("the NATS client is closed")
 
     async def _send(
         self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None, deadline: float
@@ -264,14 +264,14 @@ class Connection:
 
     async def _on_disconnected(self) -> None:
         self._up.clear()
-        self._fail_all("the connection to NATS was lost")
+        self._fail_all(f"the connection to NATS was lost: {self.raw.last_error or 'no reason given'}")
 
     async def _on_reconnected(self) -> None:
         self._up.set()
 
     async def _on_raw_closed(self) -> None:
         self._up.set()  # whoever waits for a reconnect finds the client closed
-        self._fail_all(f"NATS closed the connection: {self.raw.last_error or 'no reason given'}")
+        self._fail_all("NATS closed the connection")
         if self._opened:
             _log.warning("NATS, %s: closed by the server: %s", self._name, self.raw.last_error)
             self._on_closed()
