@@ -3,6 +3,7 @@
 stdout carries data, stderr talk. Exit codes: 0 ok, 1 failed, 2 misuse, 3 a dependency is down, 130 Ctrl-C.
 """
 
+import contextlib
 import os
 import sys
 from importlib import import_module
@@ -13,7 +14,7 @@ import typer
 from coatcheck.cli.voice import EXIT_FAILED, complain, tell
 from coatcheck.errors import CoatcheckError
 
-GROUPS: Final = ("stack", "pipeline", "records", "operations")
+GROUPS: Final = ("demo", "stack", "pipeline", "records", "operations")
 """Modules of commands, in the order of `--help`."""
 EXIT_INTERRUPTED: Final = 130
 DEBUG_VARIABLE: Final = "COATCHECK_DEBUG"
@@ -34,24 +35,38 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code; whatever goes wrong is one line on stderr."""
+    """Run the command line and leave the process with its exit code.
+
+    `os._exit` after flushing, since the interpreter's own exit sometimes aborts in Temporal's core (sdk-python#300).
+    """
+    code = _run(sys.argv[1:] or ["--help"])
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it has gone
+            stream.flush()
+    os._exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Carry out a command line; whatever goes wrong is one line on stderr and an exit code."""
     try:
-        code = build()(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = build()(arguments, standalone_mode=False)
     except CoatcheckError as error:
-        sys.exit(complain(error))
+        return complain(error)
     except typer.TyperException as error:
         tell(f"error: {_lower(error.format_message())}")
         tell("hint: `coatcheck --help` lists the commands, `coatcheck COMMAND --help` explains one")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else EXIT_FAILED
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         tell(f"error: unexpected {type(error).__name__}: {error}")
         tell(f"hint: this is a fault of coatcheck's own; {DEBUG_VARIABLE}=1 shows where it comes from")
-        sys.exit(EXIT_FAILED)
-    sys.exit(code if isinstance(code, int) else 0)
+        return EXIT_FAILED
+    return code if isinstance(code, int) else 0
 
 
 def _lower(message: str) -> str:

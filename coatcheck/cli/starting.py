@@ -71,7 +71,7 @@ async def run_feature(
     name = check_workflow_id(workflow_id or feature_workflow_id(request.feature))
     settings = load_settings(data_dir)
     client = await open_temporal(settings)
-    found = await _start(client, request, name)
+    found = await start(client, request, name)
     if not wait:
         if as_json:
             names = {"workflow_id": found.workflow_id, "run_id": found.run_id, "run_key": found.run_key}
@@ -99,7 +99,13 @@ def check_workflow_id(workflow_id: str) -> str:
     return workflow_id
 
 
-async def _start(client: Client, request: FeatureRequest, workflow_id: str) -> FoundRun:
+async def start(client: Client, request: FeatureRequest, workflow_id: str) -> FoundRun:
+    """Start the pipeline under that workflow id.
+
+    Raises:
+        CoatcheckError: a run with that id is open.
+        DependencyDownError: Temporal does not answer.
+    """
     try:
         with temporal_errors():
             await client.start_workflow(
