@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+import typer
 from pydantic import BaseModel
 from pydantic_core import from_json
 from temporalio.api.enums.v1 import TaskQueueType
@@ -66,7 +67,7 @@ async def doctor(*, as_json: bool, data_dir: Path) -> None:
     """Run every check and print what each found.
 
     Raises:
-        SystemExit: with 3 when something is down, with 1 when something else is wrong.
+        Exit: with 3 when something is down, with 1 when something else is wrong.
     """
     settings = load_settings(data_dir)
     findings = await asyncio.gather(*(_finding(name, check, settings) for name, check in CHECKS.items()))
@@ -79,9 +80,9 @@ async def doctor(*, as_json: bool, data_dir: Path) -> None:
                 tell(f"hint: {item.check}: {item.remedy}")
     verdicts = {item.verdict for item in findings}
     if Verdict.DOWN in verdicts:
-        raise SystemExit(EXIT_DEPENDENCY_DOWN)
+        raise typer.Exit(EXIT_DEPENDENCY_DOWN)
     if Verdict.FAILED in verdicts:
-        raise SystemExit(EXIT_FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 async def _finding(name: str, check: Check, settings: Settings) -> Finding:

@@ -22,7 +22,9 @@ def run(  # noqa: PLR0913  one parameter per option
     request: Annotated[str | None, typer.Option(help="A whole request as JSON, from a file; - is stdin.")] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow the run to its end.")] = False,
     workflow_id: Annotated[str | None, typer.Option("--id", help="Workflow id. [default: feature/FEATURE]")] = None,
-    gate: Annotated[list[str] | None, typer.Option(help="Stage after which a person decides; repeatable.")] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="A person decides after this stage; repeatable.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="Who asks; shares are fair between tenants.")] = None,
     timeout_decision: Annotated[
         int | None, typer.Option(help="Seconds a decision may take before the run expires. [default: 7 days]")

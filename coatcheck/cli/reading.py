@@ -11,7 +11,7 @@ from coatcheck.cli.progress import ENDED
 from coatcheck.cli.runs import find_record
 from coatcheck.cli.session import load_settings, open_database, open_nats
 from coatcheck.cli.voice import MisuseError, tell
-from coatcheck.errors import CoatcheckError, DeliverableNotFoundError
+from coatcheck.errors import CoatcheckError, DeliverableLostError, DeliverableNotFoundError
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.streams import stream_statuses
@@ -76,10 +76,20 @@ async def _by_sequence(client: NatsClient, stream: str, sequence: int) -> Stored
     try:
         message = await client.fetch_by_sequence(stream, sequence)
     except DeliverableNotFoundError:
-        # The service says why it is gone: expired, lost or deleted.
-        return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256="0" * 64, bytes=0))
+        return await _say_why_gone(service, stream, sequence)
     digest = message.headers.get(HEADER_SHA256) or hashlib.sha256(message.data).hexdigest()
     return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256=digest, bytes=len(message.data)))
+
+
+async def _say_why_gone(service: DeliverableService, stream: str, sequence: int) -> StoredDeliverable:
+    """Retention, deletion or a number that was never given; the service tells which."""
+    try:
+        return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256="0" * 64, bytes=0))
+    except DeliverableLostError as error:
+        # A ticket would prove that the message was there; a number that somebody typed does not.
+        raise DeliverableNotFoundError(
+            f"{stream} ends before {sequence}", hint="`coatcheck deliverables FEATURE` lists what is there"
+        ) from error
 
 
 async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
@@ -196,12 +206,30 @@ async def events(run: str, *, follow: bool, as_json: bool, data_dir: Path) -> No
             # Read the state first: what was recorded until then is in the events that are read after it.
             ended = (await find_record(pool, record.run_key)).status in ENDED
             # Always from the start: one step's events share their time, so "later than the last one" would lose some.
-            fresh = [event for event in await state.events(pool, record.run_key) if event.event_id not in printed]
+            fresh = [
+                event for event in in_order(await state.events(pool, record.run_key)) if event.event_id not in printed
+            ]
             _print_events(fresh, as_json=as_json, header=not printed)
             printed |= {event.event_id for event in fresh}
             if ended or not follow:
                 return
             await asyncio.sleep(FOLLOW_SECONDS)
+
+
+def in_order(events: Sequence[EventRecord]) -> list[EventRecord]:
+    """Events as they followed each other.
+
+    Those of one step of a run share their time, and a step ends things before it begins others.
+    """
+
+    def rank(event: EventRecord) -> int:
+        if event.event_type == "run.started":
+            return 0
+        if event.event_type == "stage.completed":
+            return 1
+        return 3 if event.event_type == "stage.started" else 2
+
+    return sorted(events, key=lambda event: (event.created_at, rank(event)))
 
 
 def _print_events(fresh: Sequence[EventRecord], *, as_json: bool, header: bool) -> None:

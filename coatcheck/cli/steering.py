@@ -96,7 +96,7 @@ async def decide(
     if sha256 is not None and not waiting.sha256.startswith(sha256.lower()):
         raise CoatcheckError(
             f"round {waiting.round} of {stage} is {waiting.sha256[:12]}…, not {sha256[:12]}…",
-            hint="it was done again since: look at it once more",
+            hint="an earlier round was reviewed: look at what waits now",
         )
     decision = Decision(stage=stage, action=action, sha256=waiting.sha256, by=by or _me(), comment=comment)
     tell(await _update(client, found, decision))

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from coatcheck.cli.session import UP_HINT, load_settings, open_temporal
 from coatcheck.cli.voice import tell
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from coatcheck.settings import Settings
-from schemas.pipeline import PipelineResult, Progress, RunStatus
+from schemas.pipeline import PipelineResult, Progress, RunStatus, StageState
 
 POLL_SECONDS: Final = 0.3
 """Short enough to look alive; a query costs a worker about 2 ms."""
@@ -60,8 +60,9 @@ async def watch_found(client: Client, found: FoundRun, settings: Settings, *, as
     """
     async with AsyncExitStack() as resources:
         reader = ProgressReader(client, found, settings, resources)
+        ending = _Ending(client, found)
         try:
-            seen, outcome = await _follow(_Ending(client, found), reader)
+            seen, outcome = await (_follow(ending, reader) if found.is_open else _ended(ending, reader))
         except asyncio.CancelledError:
             tell(f"the run goes on; `coatcheck watch {found.workflow_id}` follows it again")
             raise
@@ -82,6 +83,11 @@ async def _follow(ending: "_Ending", reader: ProgressReader) -> tuple[Seen, Pipe
         return seen, end.result()
     finally:
         end.cancel()
+
+
+async def _ended(ending: "_Ending", reader: ProgressReader) -> tuple[Seen, PipelineResult | CoatcheckError]:
+    """There is nothing to follow any more."""
+    return await reader.read(), await ending.wait()
 
 
 class _Ending:
@@ -169,10 +175,11 @@ def _drawing(seen: Seen) -> Table | Text:
     if seen.progress is None:
         return Text(f"waiting for the first stage ({seen.source})", style="dim")
     drawing = Table(box=None, caption=_caption(seen, seen.progress), caption_justify="left", padding=(0, 2, 0, 0))
-    for name in HEADER:
+    *shown, _ = HEADER  # the subjects would not fit into 80 columns; the final table has them
+    for name in shown:
         drawing.add_column(name, no_wrap=True)
     for row in stage_rows(seen.progress, datetime.now(UTC)):
-        drawing.add_row(*row, style=_STYLES[row[HEADER.index("state")]])
+        drawing.add_row(*row[: len(shown)], style=_STYLES[row[HEADER.index("state")]])
     return drawing
 
 
@@ -197,30 +204,30 @@ class _Lines:
     def _show(self, seen: Seen) -> None:
         if seen.source != self._source:
             self._source = seen.source
-            tell(f"{_clock()} {'the workflow answers again' if seen.source == WORKFLOW else seen.source}")
-        for line in changes(seen.progress) if seen.progress else []:
+            note = "the workflow answers again" if seen.source == WORKFLOW else seen.source
+            tell(f"{datetime.now(UTC):%H:%M:%S} {note}")
+        for when, line in changes(seen.progress, datetime.now(UTC)) if seen.progress else []:
             if line not in self._told:
                 self._told.add(line)
-                tell(line if line.startswith("hint:") else f"{_clock()} {line}")
+                tell(line if line.startswith("hint:") else f"{when:%H:%M:%S} {line}")
 
 
-def changes(progress: Progress) -> list[str]:
-    """What is worth a line, each worded so that it is the same until something changes."""
-    lines = []
+def changes(progress: Progress, now: datetime) -> list[tuple[datetime, str]]:
+    """What is worth a line, in order of time; each is worded so that it is the same until something changes."""
+    lines: list[tuple[datetime, str]] = []
     for row in progress.stages:
-        if not row.round:
+        if row.started_at is None:
             continue
-        lines.append(f"{row.stage}: {row.agent} works on round {row.round}")
+        lines.append((row.started_at, f"{row.stage}: {row.agent} works on round {row.round}"))
         if row.seconds is not None:
             verdict = f", {row.verdict}" if row.verdict else ""
-            lines.append(f"{row.stage}: round {row.round} done in {row.seconds:.1f} s{verdict}: {row.summary}")
-    lines += question(progress)
+            how = "ended unfinished after" if row.state is StageState.FAILED else "done in"
+            line = f"{row.stage}: round {row.round} {how} {row.seconds:.1f} s{verdict}: {row.summary}"
+            lines.append((row.started_at + timedelta(seconds=row.seconds), line.removesuffix(": ")))
+    lines.sort(key=lambda pair: pair[0])
+    lines += [(now, line) for line in question(progress)]
     if progress.status in ENDED:
-        lines.append(f"the run is {progress.status}")
+        lines.append((now, f"the run is {progress.status}"))
     elif progress.status is RunStatus.PAUSED:
-        lines.append("the run is paused; `coatcheck resume` lets it go on")
+        lines.append((now, "the run is paused; `coatcheck resume` lets it go on"))
     return lines
-
-
-def _clock() -> str:
-    return f"{datetime.now(UTC):%H:%M:%S}"
