@@ -1,0 +1,1 @@
+"""Processes die at chosen points, servers are killed and stopped, and a checker that knows no product code judges."""
