@@ -23,6 +23,9 @@ _SQLITE: Final = {"journal_mode": "wal", "synchronous": "normal"}
 _DYNAMIC: Final[dict[str, object]] = {
     # The default of 20 polls per second and shard delays every task once some dozens of runs are in flight.
     "history.transferProcessorMaxPollRPS": 5000,
+    # A core worker that dies inside a workflow task goes unnoticed for this long. The default of 10 s made runs end up
+    # to 9.4 s after the worker was back (tests/chaos); much less and a worker that replays 150 runs is too slow for it.
+    "history.defaultWorkflowTaskTimeout": "5s",
     # Weights between tenants hold only with the new matcher and one partition (3:1 weights dispatch 3:1).
     "matching.useNewMatcher": True,
     "matching.enableFairness": True,
