@@ -1,0 +1,233 @@
+"""The agent loop through the LLM proxy to a provider that misbehaves, with real PostgreSQL, NATS and SDK.
+
+Only the transport between agent and proxy is short: `ask` calls `LLMProxy.handle` directly.
+"""
+
+import json
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coatcheck.agents.loop import StageRunner, Task
+from coatcheck.agents.roles import DEFAULT_ROLES, Role
+from coatcheck.errors import AgentLimitError, AgentOutputError, TurnRefusedError
+from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.storage.database import Pool, open_pool
+from schemas import errors
+from schemas.activities import StageInputRef, StageOrder
+from schemas.deliverable import DeliverableRef
+from schemas.notice import Notice
+from tests.integration.nats_clients import client_as
+from tests.providers.bill import calls, paid_twice
+from tests.providers.gateway import Gateway, open_gateway
+from tests.providers.openai_server import OpenAIServer
+from tests.providers.script import Step, wrong_key
+
+BRIEF = "Find customers by name, also with a typo. [[deliverable:research:agog_features_research:1]]"
+
+
+@pytest.fixture
+async def pool(postgres_dsn: str) -> AsyncIterator[Pool]:
+    """A pool that may also record a run."""
+    async with open_pool(postgres_dsn) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def provider(tmp_path: Path) -> AsyncIterator[OpenAIServer]:
+    """The provider; competent until a test scripts it."""
+    async with OpenAIServer(bill=tmp_path / "bill.jsonl") as server:
+        yield server
+
+
+@pytest.fixture
+async def gateway(
+    pool: Pool, nats_server: NatsStatus, core: NatsClient, provider: OpenAIServer
+) -> AsyncIterator[Gateway]:
+    """One gateway in front of the provider."""
+    assert core
+    async with (
+        client_as(nats_server, "gateway") as nats,
+        open_gateway(pool, nats, provider.base_url) as gateway,
+    ):
+        yield gateway
+
+
+@dataclass
+class Team:
+    """Agents of one run, which share a gateway."""
+
+    gateway: Gateway
+    clients: dict[str, NatsClient]
+    run_key: str
+
+    async def run(self, agent: str, *, attempt: int = 1, role: Role | None = None, **order: Any) -> Notice:
+        """One attempt at the first round of that agent's stage, by a worker that has just started."""
+        role = role or DEFAULT_ROLES[agent]
+        runner = StageRunner(
+            role,
+            ask=partial(self.gateway.proxy.handle, agent),
+            deliverables=DeliverableService(self.clients[agent]),
+            stopping=lambda: False,
+        )
+        stage = role.task_type
+        stage_order = StageOrder(run_key=self.run_key, feature="search", stage=stage, round=1, **order)
+        return await runner.run(Task(stage_order, task_key=f"{self.run_key}/{stage}-1", attempt=attempt))
+
+    async def content(self, notice: Notice) -> str:
+        """The deliverable that a notice names."""
+        stored = await DeliverableService(self.clients["roy"]).fetch(ticket(notice))
+        return stored.deliverable.content
+
+
+@pytest.fixture
+async def team(gateway: Gateway, pool: Pool, cynthia: NatsClient, roy: NatsClient) -> Team:
+    """Cynthia and Roy in a run of the test's own, whose brief is recorded."""
+    run_key = f"feature/search/{uuid.uuid4()}"
+    await pool.execute("INSERT INTO workflows (workflow_id, description) VALUES ($1, $2)", run_key, BRIEF)
+    return Team(gateway, {"cynthia": cynthia, "roy": roy}, run_key)
+
+
+def ticket(notice: Notice) -> DeliverableRef:
+    """The reference in a notice."""
+    return DeliverableRef.model_validate(notice.metadata.model_dump())
+
+
+async def journal(pool: Pool) -> list[dict[str, Any]]:
+    """Every journalled message, decoded, in order."""
+    rows = await pool.fetch("SELECT content FROM agent_playground_messages ORDER BY message_id")
+    return [json.loads(row["content"]) for row in rows]
+
+
+async def test_a_round_and_its_replay(team: Team, provider: OpenAIServer, pool: Pool) -> None:
+    """A second attempt walks through the journal: no call, the same messages, the same deliverable and figures."""
+    first = await team.run("cynthia")
+    messages = await journal(pool)
+    second = await team.run("cynthia", attempt=2)
+    assert first.status == "complete"
+    assert ticket(second) == ticket(first)
+    assert second.metadata.tokens_out == first.metadata.tokens_out > 500
+    assert first.metadata.cost_usd is second.metadata.cost_usd is None
+    assert await journal(pool) == messages
+    assert [message["kind"] for message in messages] == ["request", "response"]
+    assert len(calls(provider.bill)) == 1
+    assert len(await team.content(first)) == 2048
+
+
+async def test_the_provider_sees_instructions_and_bodies(team: Team, provider: OpenAIServer, pool: Pool) -> None:
+    """Claims are redeemed in every turn's request and never journalled; a marker in the brief stays text."""
+    research = ticket(await team.run("cynthia"))
+    body = await team.content(await team.run("cynthia"))
+    provider.script.add(Step(do="fetch", stage="backend", turn=1, arguments={"stage": "research"}))
+    handed = [StageInputRef(stage="research", ref=research)]
+    await team.run("roy", inputs=handed)
+    first, second = (request["messages"] for request in provider.requests[-2:])
+    for messages in (first, second):
+        assert messages[0]["role"] == "system"
+        assert len(messages[0]["content"]) > 200
+        assert BRIEF in messages[1]["content"]
+        assert body in messages[1]["content"]
+    assert [message["role"] for message in second] == ["system", "user", "assistant", "tool"]
+    assert body in second[-1]["content"]
+    rows = await pool.fetch(
+        "SELECT content FROM agent_playground_messages WHERE agent_id = 'roy' AND role <> 'assistant'"
+    )
+    assert len(rows) == 2
+    for row in rows:
+        assert "[[deliverable:research:" in row["content"]
+        assert body[:100] not in row["content"]
+        assert "customers by name" not in row["content"]
+
+
+async def test_a_conversation_of_two_turns_is_replayed(team: Team, provider: OpenAIServer, pool: Pool) -> None:
+    """Tool calls included: no call is made again, and the usage of both turns is in the notice."""
+    research = ticket(await team.run("cynthia"))
+    provider.script.add(Step(do="fetch", stage="backend", turn=1, arguments={"stage": "research"}))
+    tickets = [StageInputRef(stage="research", ref=research)]
+    first = await team.run("roy", tickets=tickets)
+    messages = await journal(pool)
+    second = await team.run("roy", attempt=2, tickets=tickets)
+    assert await journal(pool) == messages
+    assert (second.metadata.tokens_in, ticket(second)) == (first.metadata.tokens_in, ticket(first))
+    assert len(calls(provider.bill, stage="backend")) == 2
+    assert paid_twice(provider.bill) == {}
+
+
+@pytest.mark.parametrize("do", ["bad_json", "missing_field", "wrong_enum", "text", "empty_content"])
+async def test_a_wrong_report_is_asked_for_again(team: Team, provider: OpenAIServer, do: Any) -> None:
+    """The model is told what is wrong and gets it right; a second attempt replays both turns."""
+    provider.script.add(Step(do=do))
+    notice = await team.run("cynthia")
+    assert notice.status == "complete"
+    assert len(calls(provider.bill)) == 2
+    assert ticket(await team.run("cynthia", attempt=2)) == ticket(notice)
+    assert len(calls(provider.bill)) == 2
+
+
+@pytest.mark.parametrize("do", ["bad_json", "missing_field", "wrong_enum", "text", "empty_content"])
+async def test_wrong_reports_are_bounded(team: Team, provider: OpenAIServer, do: Any) -> None:
+    """One answer and two corrections, then the stage fails for good; trying again pays nothing."""
+    provider.script.add(Step(do=do, times=None))
+    for attempt in (1, 2):
+        with pytest.raises(AgentOutputError) as caught:
+            await team.run("cynthia", attempt=attempt)
+        assert (caught.value.code, caught.value.retryable) == (errors.AGENT_INVALID_OUTPUT, False)
+        assert len(calls(provider.bill)) == 3
+
+
+async def test_a_rejected_report_does_not_come_back_in_the_correction(
+    team: Team, provider: OpenAIServer, pool: Pool
+) -> None:
+    """The model has it in the conversation; repeating megabytes would not fit into a request."""
+    provider.script.add(Step(do="wrong_enum", report_bytes=9_000_000))
+    await team.run("cynthia")
+    correction = provider.requests[1]["messages"][-1]
+    assert correction["role"] == "tool"
+    assert "'Low', 'Medium' or 'High'" in correction["content"]
+    assert len(correction["content"]) < 2000
+    stored = await pool.fetchval("SELECT max(length(content)) FROM agent_playground_messages WHERE role <> 'assistant'")
+    assert stored < 5000
+
+
+async def test_a_refusal_is_final(team: Team, provider: OpenAIServer) -> None:
+    """The content filter would stop the same request again."""
+    provider.script.add(Step(do="refusal", times=None))
+    with pytest.raises(AgentOutputError, match="ontent filter"):
+        await team.run("cynthia")
+    assert len(calls(provider.bill)) == 1
+
+
+async def test_an_endless_reader_is_stopped(team: Team, provider: OpenAIServer) -> None:
+    """The role's turns are the limit."""
+    provider.script.add(Step(do="fetch", stage="backend", times=None, arguments={"stage": "research"}))
+    research = ticket(await team.run("cynthia"))
+    patient = DEFAULT_ROLES["roy"].model_copy(update={"max_turns": 3})
+    with pytest.raises(AgentLimitError) as caught:
+        await team.run("roy", role=patient, tickets=[StageInputRef(stage="research", ref=research)])
+    assert (caught.value.code, caught.value.retryable) == (errors.AGENT_LIMIT, False)
+    assert len(calls(provider.bill, stage="backend")) == 3
+
+
+async def test_the_proxys_refusal_reaches_the_activity(team: Team, provider: OpenAIServer) -> None:
+    """With its code, and whether to try again."""
+    provider.script.add(wrong_key())
+    with pytest.raises(TurnRefusedError, match="Incorrect API key") as caught:
+        await team.run("cynthia")
+    assert (caught.value.turn_code, caught.value.turn_retryable) == (errors.PROVIDER_REJECTED, False)
+
+
+async def test_a_report_of_11_mb_fails_the_stage(team: Team, provider: OpenAIServer) -> None:
+    """Clearly and for good, paid once."""
+    provider.script.add(Step(report_bytes=11_000_000, times=None))
+    for attempt in (1, 2):
+        with pytest.raises(TurnRefusedError, match="at most 10,420,224 fit") as caught:
+            await team.run("cynthia", attempt=attempt)
+        assert (caught.value.turn_code, caught.value.turn_retryable) == (errors.DELIVERABLE_TOO_LARGE, False)
+    assert len(calls(provider.bill)) == 1
