@@ -114,7 +114,7 @@ class RunRow(BaseModel):
 
     run_key: str
     revision: int
-    """Counts the steps of the run; an older revision never overwrites a newer one."""
+    """Grows from step to step, also after a Temporal reset; an older revision never overwrites a newer one."""
     temporal_workflow_id: str
     feature: str
     tenant: str

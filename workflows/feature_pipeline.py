@@ -14,7 +14,7 @@ from temporalio.common import Priority
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 from schemas import activities, errors, search_attributes
-from schemas.activities import RecordInput, RunStageInput, StageInputRef, StageOrder, stage_activity
+from schemas.activities import RunStageInput, StageInputRef, StageOrder, stage_activity
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import (
     Decision,
@@ -245,14 +245,14 @@ class FeaturePipelineWorkflow:
     async def _record(self) -> None:
         """Store the step in PostgreSQL: one local activity, one statement, no server round trip of its own."""
         workflow.set_current_details(self._run.details())
-        step: RecordInput = self._run.take_step()
-        if step.run.revision == 1:
+        if not self._run.is_recorded:
             workflow.upsert_search_attributes(
                 [
                     search_attributes.FEATURE.value_set(self._run.request.feature),
                     search_attributes.STATUS.value_set(self._run.status),
                 ]
             )
+        step = self._run.take_step(workflow.now())
         await workflow.execute_local_activity(
             activities.RECORD_STATE,
             step,

@@ -58,7 +58,7 @@ class RunState:
     error: str | None = None
     completed_at: datetime | None = None
     _done: set[str] = field(default_factory=set)
-    _revision: int = 0
+    _steps: int = 0
     _tasks: dict[str, TaskRow] = field(default_factory=dict)
     _events: list[EventRow] = field(default_factory=list)
     _event_count: int = 0
@@ -171,10 +171,15 @@ class RunState:
 
     # --- how it looks -------------------------------------------------------------------------------------------
 
-    def take_step(self) -> RecordInput:
+    @property
+    def is_recorded(self) -> bool:
+        """Whether a step has been taken already."""
+        return self._steps > 0
+
+    def take_step(self, now: datetime) -> RecordInput:
         """Everything that changed since the last step was confirmed, as one transaction's worth of rows."""
-        self._revision += 1
-        return RecordInput(run=self._run_row(), tasks=list(self._tasks.values()), events=list(self._events))
+        self._steps += 1
+        return RecordInput(run=self._run_row(now), tasks=list(self._tasks.values()), events=list(self._events))
 
     def confirm_step(self, step: RecordInput) -> None:
         """The step is stored; what changed meanwhile stays for the next one."""
@@ -258,11 +263,13 @@ class RunState:
             )
         )
 
-    def _run_row(self) -> RunRow:
+    def _run_row(self, now: datetime) -> RunRow:
+        # After a reset the count starts again below what is recorded, but the time goes on.
+        revision = int(now.timestamp() * 1000) * 1000 + self._steps
         open_round = self.open_round()
         return RunRow(
             run_key=self.run_key,
-            revision=self._revision,
+            revision=revision,
             temporal_workflow_id=self.workflow_id,
             feature=self.request.feature,
             tenant=self.request.tenant,
@@ -275,7 +282,7 @@ class RunState:
             error=self.error,
             started_at=self.started_at,
             completed_at=self.completed_at,
-            brief=self.request.brief if self._revision == 1 else None,
+            brief=self.request.brief if self._steps == 1 else None,
         )
 
     def _task_row(self, current: Round, status: str, error: str | None = None) -> TaskRow:
