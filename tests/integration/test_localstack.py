@@ -130,9 +130,7 @@ def test_a_worker_that_cannot_start_ends_the_start_with_its_words(tmp_path: Path
 
 def test_a_clean_stop_leaves_no_process(tmp_path: Path) -> None:
     """After a stop nothing of the stack runs, not even a worker's child in a session of its own."""
-    child = (
-        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], start_new_session=True, stdin=-1)"
-    )
+    child = "import subprocess, sys; subprocess.Popen(['sleep', '300'], start_new_session=True)"
     stack = LocalStack(tmp_path, workers=(worker(child + READY_THEN_WAIT),))
     with stack:
         postgres = [child.pid for child in psutil.Process(stack.pid("postgres")).children()]
