@@ -315,11 +315,10 @@ class NatsClient:
         if self._closed or self._connection is None:
             raise MessagingUnavailableError(f"the NATS client {self._name!r} is not open")
         if not self._connection.usable:
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await asyncio.shield(self._rebuild())
-            except TimeoutError as error:
-                raise MessagingUnavailableError(f"NATS is away; {self._name!r} is being reconnected") from error
+            # Waits without being cancelled along with the rebuilding when somebody closes this client.
+            await asyncio.wait({self._rebuild()}, timeout=timeout_seconds)
+            if not self._connection.usable:
+                raise MessagingUnavailableError(f"NATS is away; {self._name!r} is being reconnected")
         return self._connection
 
     async def _open(self) -> Connection:
