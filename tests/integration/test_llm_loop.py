@@ -186,11 +186,11 @@ async def test_a_rejected_report_does_not_come_back_in_the_correction(
     team: Team, provider: OpenAIServer, pool: Pool
 ) -> None:
     """The model has it in the conversation; repeating megabytes would not fit into a request."""
-    provider.script.add(Step(do="wrong_enum", report_bytes=9_000_000))
+    provider.script.add(Step(do="missing_field", report_bytes=9_000_000))
     await team.run("cynthia")
     correction = provider.requests[1]["messages"][-1]
     assert correction["role"] == "tool"
-    assert "'Low', 'Medium' or 'High'" in correction["content"]
+    assert "Field required" in correction["content"]
     assert len(correction["content"]) < 2000
     stored = await pool.fetchval("SELECT max(length(content)) FROM agent_playground_messages WHERE role <> 'assistant'")
     assert stored < 5000

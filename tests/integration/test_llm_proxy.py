@@ -238,7 +238,7 @@ async def test_broken_answers(
     """A time-out, a cut and a body that is not the protocol's: one call each, counted, and tried again."""
     assert short_pauses is None
     provider.script.add(Step(do=do))
-    async with open_gateway(pool, nats, provider.base_url, timeout_seconds=0.5) as gateway:
+    async with asyncio.timeout(10), open_gateway(pool, nats, provider.base_url, timeout_seconds=0.5) as gateway:
         error = await gateway.error(turn_request())
         assert (error.code, error.retryable) == (errors.PROVIDER_UNAVAILABLE, True)
         assert words in error.message

@@ -57,7 +57,7 @@ def _message(call_id: str, request: dict[str, Any], step: Step, call: Call, repo
         return _tool_call(call_id, "fetch_deliverable", json.dumps(step.arguments))
     arguments = report_arguments(tools[OUTPUT_TOOL], call, report_bytes) | step.arguments
     if step.do == "missing_field":
-        arguments.pop(tools[OUTPUT_TOOL]["required"][0])
+        arguments.pop(tools[OUTPUT_TOOL]["required"][-1])
     if step.do == "wrong_enum":
         arguments[_closed_set(tools[OUTPUT_TOOL])] = "perhaps"
     text = json.dumps(arguments, ensure_ascii=False)

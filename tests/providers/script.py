@@ -18,7 +18,7 @@ Do = Literal[
     "no_choices",  # `choices` is empty
     "empty_content",  # a message with neither text nor tool call
     "bad_json",  # the tool call's arguments are not JSON
-    "missing_field",  # the first required argument is left out
+    "missing_field",  # the last required argument is left out
     "wrong_enum",  # the first argument with a closed set has another value
     "text",  # prose instead of the tool call; `arguments["text"]` if given
     "fetch",  # a call of `fetch_deliverable` with `arguments`
