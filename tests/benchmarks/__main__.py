@@ -22,15 +22,13 @@ from coatcheck.messaging.accounts import load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from schemas.deliverable import DeliverableRef
-from schemas.pipeline import DEFAULT_PIPELINE, Pipeline, Stage
+from schemas.pipeline import Pipeline, Stage
 from tests.benchmarks.measure import disk_bytes, run_batch, run_once
 from tests.benchmarks.noop import NAMESPACE
 from workers.temporal import connect
 
 ROUNDS: Final = 8
 """Of the default pipeline with one revise round: six stages, research and critique twice."""
-SCRIPTED_TURNS: Final = 10
-"""Model calls of such a run: QA and statistics fetch a deliverable before they report."""
 REPORT_BYTES: Final = 20_000
 REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
 NOOP: Final = ("temporal", "noop-core", "noop-agents")
@@ -60,12 +58,15 @@ def _noop_workers() -> tuple[WorkerSpec, ...]:
 
 
 def _stack(folder: Path, latency_seconds: float, *, noop: bool) -> LocalStack:
-    env = {
-        "COATCHECK_SCRIPTED_LATENCY_SECONDS": str(latency_seconds),
-        "COATCHECK_SCRIPTED_REPORT_BYTES": str(REPORT_BYTES),
-        "COATCHECK_MODEL": "scripted",
-    }
-    return LocalStack(folder, env=env, workers=DEFAULT_WORKERS + (_noop_workers() if noop else ()))
+    """The product's own stack, with a model that costs nothing in its gateway."""
+    prepared = {"BENCH_LATENCY_SECONDS": str(latency_seconds), "BENCH_REPORT_BYTES": str(REPORT_BYTES)}
+    workers = tuple(
+        worker.model_copy(update={"argv": (sys.executable, "-m", "tests.benchmarks.gateway"), "env": prepared})
+        if worker.name == "gateway"
+        else worker
+        for worker in DEFAULT_WORKERS
+    )
+    return LocalStack(folder, env={"COATCHECK_MODEL": "scripted"}, workers=workers + (_noop_workers() if noop else ()))
 
 
 async def against_noop(stack: LocalStack) -> list[Figure]:
@@ -146,17 +147,15 @@ async def fetching(status: StackStatus) -> Figure:
 
 FIVE_STAGES: Final = Pipeline(
     name="five",
-    stages=tuple(
-        Stage(name=stage.name, agent=stage.agent, task_type=stage.task_type, needs=needs)
-        for stage, needs in zip(
-            (item for item in DEFAULT_PIPELINE.stages if item.kind == "work"),
-            ((), ("research",), ("research", "backend"), ("research",)),
-            strict=True,
-        )
-    )
-    + (Stage(name="summary", agent="priya", task_type="statistics", needs=("statistics",)),),
+    stages=(
+        Stage(name="research", agent="cynthia", task_type="research"),
+        Stage(name="backend", agent="roy", task_type="backend", needs=("research",)),
+        Stage(name="frontend", agent="jen", task_type="frontend", needs=("research", "backend")),
+        Stage(name="statistics", agent="priya", task_type="statistics", needs=("research",)),
+        Stage(name="summary", agent="priya", task_type="statistics", needs=("statistics",)),
+    ),
 )
-"""Five rounds without a revision, as in the comparison with LangGraph and DBOS (20 KB × 5)."""
+"""Five rounds without a revision, as in the comparison with LangGraph and DBOS (20 KB x 5)."""
 
 
 async def stored_bytes(stack: LocalStack, runs: int = 100) -> Figure:
@@ -170,7 +169,7 @@ async def stored_bytes(stack: LocalStack, runs: int = 100) -> Figure:
     after = await _stored(status)
     parts = {name: (after[name] - before[name]) / runs / 1000 for name in after}
     detail = ", ".join(f"{name} {value:.0f}" for name, value in parts.items())
-    return Figure("stored per run, 5 × 20 KB", sum(parts.values()), 180, "KB", detail)
+    return Figure("stored per run, 5 x 20 KB", sum(parts.values()), 180, "KB", detail)
 
 
 async def _stored(status: StackStatus) -> dict[str, int]:
@@ -195,7 +194,7 @@ async def in_flight(stack: LocalStack, latency_seconds: float) -> Figure:
     client = await connect(status.temporal.address, "default")
     await run_once(client)
     batch = await run_batch(client, 150, in_flight=150, pids=[stack.pid(name) for name in REAL])
-    ideal = SCRIPTED_TURNS * latency_seconds
+    ideal = ROUNDS * latency_seconds
     detail = (
         f"median {batch.median_seconds:.1f} s, ideal {ideal:.0f} s, {batch.cpu_milliseconds_per_run:.0f} ms CPU per run"
     )
