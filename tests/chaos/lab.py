@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -92,6 +93,15 @@ class Lab:
     async def calls(self, feature: str, count: int) -> None:
         """Wait until so many model calls of the feature have been begun."""
         await until(lambda: self.calls_begun(feature) >= count, f"{count} calls of {feature}")
+
+    async def call_in_flight(self, feature: str) -> None:
+        """Wait until a model call of the feature is under way."""
+
+        def begun_and_not_finished() -> bool:
+            events = Counter(line.event for line in read_bill(self.provider.bill) if line.feature == feature)
+            return events["started"] > events["finished"]
+
+        await until(begun_and_not_finished, f"a call of {feature} in flight")
 
     def calls_begun(self, feature: str) -> int:
         """Model calls of the feature so far, finished or not."""

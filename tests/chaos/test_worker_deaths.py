@@ -74,7 +74,7 @@ async def test_a_gateway_takes_its_call_into_the_grave(lab: Lab, moment: str) ->
     await lab.calls(feature, BETWEEN_TWO_TURNS)
     if moment == "in-flight":
         async with lab.calls_held():
-            await lab.calls(feature, BETWEEN_TWO_TURNS + 1)
+            await lab.call_in_flight(feature)
             dead = lab.stack.kill("gateway")
     else:
         dead = await lab.death("gateway", "llm.before_journal")
