@@ -154,6 +154,10 @@ class Lab:
         ends = await asyncio.gather(*(self.ended(run) for run in runs))
         return max(ends) - back
 
+    async def restart(self, member: str) -> None:
+        """Stop a member in order and start it again."""
+        await asyncio.to_thread(self.stack.restart_member, member)
+
     @asynccontextmanager
     async def calls_held(self) -> AsyncIterator[None]:
         """Keep every model call in flight while the block runs."""
@@ -187,12 +191,15 @@ class Lab:
                 os.kill(pid, signal.SIGCONT)
 
     async def in_flight(self) -> int:
-        """Turns that the journal holds as in flight: after a gateway's death, what it was calling for."""
+        """Turns in flight in the gateway that lived last, as the journal knows them: after its death, what it lost."""
         postgres = self.stack.status().postgres
         assert postgres is not None
         connection = await asyncpg.connect(postgres.dsn)
         try:
-            count: int = await connection.fetchval("SELECT count(*) FROM llm_turns WHERE status = 'in_flight'")
+            count: int = await connection.fetchval(
+                "SELECT count(*) FROM llm_turns WHERE status = 'in_flight' AND gateway_id ="
+                " (SELECT gateway_id FROM llm_gateways ORDER BY seen_at DESC LIMIT 1)"
+            )
         finally:
             await connection.close()
         return count

@@ -1,0 +1,75 @@
+"""A worker with one safety mechanism switched off, to see that the tests of this folder notice.
+
+`python -m tests.chaos.mutant core|agents|gateway` reads the name of its mutation from the file that
+`COATCHECK_MUTATION_FILE` names (empty: none), changes the product in this process, and runs the worker. A file, so
+that a test can change it between two lives of the process, and so that the process has it again after its death.
+"""
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from coatcheck.messaging.client import NatsClient, PublishAck
+from workers.__main__ import main
+
+MUTATION_FILE = "COATCHECK_MUTATION_FILE"
+
+
+def no_message_id() -> None:
+    """agents: every attempt to publish is a new message to the server."""
+    publish = NatsClient.publish
+
+    async def publish_anew(
+        self: NatsClient,
+        subject: str,
+        payload: bytes,
+        *,
+        message_id: str,
+        stream: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> PublishAck:
+        anew = f"{message_id}~{uuid.uuid4()}"
+        return await publish(self, subject, payload, message_id=anew, stream=stream, headers=headers)
+
+    NatsClient.publish = publish_anew  # type: ignore[method-assign]
+
+
+def no_turn_journal() -> None:
+    """gateway: whatever the journal knows of a turn, the provider is called."""
+    from coatcheck.storage.journal import Claimed, TurnJournal  # noqa: PLC0415  agents have no database driver
+
+    claim = TurnJournal.claim
+
+    async def claim_always(self: TurnJournal, *args: Any, **options: Any) -> Claimed:
+        await claim(self, *args, **options)
+        return Claimed(calls=1, failures=0)
+
+    TurnJournal.claim = claim_always  # type: ignore[method-assign]
+
+
+def no_row_key() -> None:
+    """core: an event that is written again is another event."""
+    from coatcheck.storage import state  # noqa: PLC0415  the same
+
+    record = state.record
+
+    async def record_anew(executor: Any, step: Any) -> None:
+        events = [event.model_copy(update={"event_id": str(uuid.uuid4())}) for event in step.events]
+        await record(executor, step.model_copy(update={"events": events}))
+
+    state.record = record_anew
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "": lambda: None,
+    "no message id": no_message_id,
+    "no turn journal": no_turn_journal,
+    "no row key": no_row_key,
+}
+
+if __name__ == "__main__":
+    MUTATIONS[Path(os.environ[MUTATION_FILE]).read_text()]()
+    main(sys.argv[1:])
