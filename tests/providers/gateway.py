@@ -31,6 +31,7 @@ PARAMETERS = ModelRequestParameters(
     output_mode="tool",
     allow_text_output=False,
 )
+_PLAIN_PARAMETERS = TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True)
 
 Reply = TurnAnswer | TurnPending | TurnFinished | TurnError
 
@@ -113,7 +114,7 @@ def turn_request(prompt: str = "Review it.", *, stage: str = "critique", turn: i
         "task_key": f"{RUN_KEY}/{stage}-1",
         "turn": turn,
         "messages": ModelMessagesTypeAdapter.dump_python(messages, mode="json", exclude_none=True),
-        "parameters": TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True),
+        "parameters": _PLAIN_PARAMETERS,
     }
     return TurnRequest(**(known | fields))
 
