@@ -20,7 +20,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, GetSyste
 from temporalio.client import Client
 
 from coatcheck.cli.output import columns, emit, emit_json
-from coatcheck.cli.session import load_settings, open_database, open_nats, open_temporal, temporal_errors
+from coatcheck.cli.session import UP_HINT, load_settings, open_database, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, EXIT_FAILED, tell
 from coatcheck.errors import CoatcheckError, DependencyDownError, MessagingUnavailableError
 from coatcheck.messaging.accounts import CORE as CORE_IDENTITY
@@ -75,9 +75,8 @@ async def doctor(*, as_json: bool, data_dir: Path) -> None:
         emit_json(findings)
     else:
         emit(columns(("check", "verdict", "detail"), [[item.check, item.verdict, item.detail] for item in findings]))
-        for item in findings:
-            if item.remedy:
-                tell(f"hint: {item.check}: {item.remedy}")
+        for remedy in dict.fromkeys(item.remedy for item in findings if item.remedy):
+            tell(f"hint: {', '.join(item.check for item in findings if item.remedy == remedy)}: {remedy}")
     verdicts = {item.verdict for item in findings}
     if Verdict.DOWN in verdicts:
         raise typer.Exit(EXIT_DEPENDENCY_DOWN)
@@ -93,7 +92,8 @@ async def _finding(name: str, check: Check, settings: Settings) -> Finding:
     except TimeoutError:
         return Finding(check=name, verdict=Verdict.DOWN, detail=f"no answer within {CHECK_SECONDS:g} s")
     except DependencyDownError as error:
-        return Finding(check=name, verdict=Verdict.DOWN, detail=str(error), remedy=error.hint)
+        remedy = "`coatcheck up` starts the local stack" if error.hint == UP_HINT else error.hint
+        return Finding(check=name, verdict=Verdict.DOWN, detail=str(error), remedy=remedy)
     except CoatcheckError as error:
         return Finding(check=name, verdict=Verdict.FAILED, detail=str(error), remedy=error.hint)
     return Finding(check=name, verdict=Verdict.OK, detail=detail)

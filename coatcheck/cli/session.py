@@ -121,6 +121,8 @@ async def open_database(settings: Settings) -> AsyncGenerator[Pool]:
         raise StorageUnavailableError(f"{error} ({_place(dsn)})", hint=UP_HINT) from error
     except asyncpg.UndefinedTableError as error:
         raise CoatcheckError(f"PostgreSQL: {error}", hint="`coatcheck db migrate` makes the tables") from error
+    except asyncpg.InterfaceError as error:
+        raise CoatcheckError(f"PostgreSQL: {error}", hint="is DATABASE_URL as in postgresql://…?") from error
     except asyncpg.PostgresError as error:
         raise CoatcheckError(f"PostgreSQL at {_place(dsn)} refuses: {error}") from error
 
@@ -142,7 +144,7 @@ async def open_nats(settings: Settings, *, identity: str = OBSERVER) -> AsyncGen
     except TimeoutError as error:
         raise MessagingUnavailableError(f"NATS at {_place(url)} does not answer", hint=UP_HINT) from error
     except MessagingUnavailableError as error:
-        raise MessagingUnavailableError(str(error), hint=UP_HINT) from error
+        raise MessagingUnavailableError(str(error).rstrip(": "), hint=UP_HINT) from error
     try:
         yield client
     finally:

@@ -45,7 +45,10 @@ async def show_progress(run: str, *, as_json: bool, data_dir: Path) -> None:
     if seen.source != WORKFLOW:
         tell(f"note: {seen.source}")
     if seen.progress is None:
-        raise CoatcheckError(f"{run} has not got to its first stage", hint="`coatcheck doctor` checks the workers")
+        raise CoatcheckError(
+            f"there is no progress of {run}",
+            hint=f"`coatcheck watch {run}` says how it ended, if it did; `coatcheck doctor` checks the workers",
+        )
     if as_json:
         emit_json(seen.progress)
         return

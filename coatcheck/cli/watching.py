@@ -1,6 +1,7 @@
 """Follows a run to its end: a live table on a terminal, one line per change elsewhere."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -29,6 +30,7 @@ POLL_SECONDS: Final = 0.3
 """Short enough to look alive; a query costs a worker about 2 ms."""
 AWAY_SECONDS: Final = 60.0
 """How long Temporal may be away in the middle of a run before we give up; a restart takes a few."""
+_PYDANTIC_LINK: Final = re.compile(r"For further information visit \S+")
 _STYLES: Final = {"done": "green", "running": "cyan", "waiting": "yellow", "failed": "red", "pending": "dim"}
 
 
@@ -140,7 +142,8 @@ def _failure(failure: WorkflowFailureError) -> CoatcheckError:
     if isinstance(cause, TerminatedError):
         return RunNotCompletedError(f"the run was terminated: {cause.message}")
     kind = f" ({cause.type})" if isinstance(cause, ApplicationError) and cause.type else ""
-    return RunNotCompletedError(f"the run failed: {getattr(cause, 'message', cause)}{kind}")
+    text = " ".join(_PYDANTIC_LINK.sub("", str(getattr(cause, "message", cause))).split())
+    return RunNotCompletedError(f"the run failed: {text}{kind}")
 
 
 def _report(progress: Progress | None, outcome: PipelineResult | CoatcheckError, *, as_json: bool) -> None:
