@@ -21,7 +21,6 @@ STICKY_TIMEOUT: Final = timedelta(seconds=2)
 
 PASSTHROUGH: Final = (
     "annotated_types",
-    "coatcheck.economy",
     "pydantic",
     "pydantic_core",
     "schemas",

@@ -170,9 +170,7 @@ def _agent(role: Role) -> Agent[Desk, Report]:
     return agent
 
 
-async def fetch_deliverable(
-    context: RunContext[Desk], stage: str, offset: int = 0
-) -> str:
+async def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int = 0) -> str:
     """Read what another stage of this run has delivered.
 
     Args:
