@@ -1,26 +1,29 @@
-"""`up`, `down` and `status`: the local stack."""
+"""`up`, `down` and `status`: the local stack.
 
-import asyncio
+What a command needs is imported when it is called, so that `coatcheck --help` answers at once.
+"""
+
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, tell
-from coatcheck.localstack import StackConfig, load_status
-from coatcheck.localstack.config import External
-from coatcheck.localstack.foreground import supervise
-from coatcheck.localstack.stack import start_detached, stop_detached
-from coatcheck.localstack.status import MemberStatus, StackState, StackStatus
-from coatcheck.settings import Settings
+
+if TYPE_CHECKING:
+    from coatcheck.localstack.config import StackConfig
+    from coatcheck.localstack.status import MemberStatus, StackStatus
+    from coatcheck.settings import Settings
 
 app = typer.Typer()
 
 
-def stack_config(data_dir: Path, settings: Settings) -> StackConfig:
+def stack_config(data_dir: Path, settings: "Settings") -> "StackConfig":
     """The stack in `data_dir`; servers that the environment points to are used, the others are started."""
+    from coatcheck.localstack.config import External, StackConfig  # noqa: PLC0415
+
     database, gateway = settings.database_url, settings.gateway_database_url
     return StackConfig(
         data_dir=data_dir.absolute(),
@@ -43,6 +46,13 @@ def up(
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Start Temporal, NATS, PostgreSQL and the workers, and keep them running."""
+    import asyncio  # noqa: PLC0415
+
+    from coatcheck.localstack.foreground import supervise  # noqa: PLC0415
+    from coatcheck.localstack.stack import start_detached  # noqa: PLC0415
+    from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
+    from coatcheck.settings import Settings  # noqa: PLC0415
+
     status = load_status(data_dir)
     if status.state == StackState.RUNNING:
         tell(f"already running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
@@ -58,6 +68,8 @@ def up(
 @app.command()
 def down(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Stop the stack. Its data stay."""
+    from coatcheck.localstack.stack import stop_detached  # noqa: PLC0415
+
     stopped = stop_detached(data_dir)
     tell(f"stopped; the data stay in {data_dir.absolute()}" if stopped else f"nothing runs in {data_dir.absolute()}")
 
@@ -65,13 +77,15 @@ def down(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 @app.command()
 def status(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Show what runs and where. Exits with 3 when the stack is not running."""
+    from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
+
     found = load_status(data_dir)
     sys.stdout.write(found.model_dump_json(indent=2) + "\n" if as_json else _table(found))
     if found.state != StackState.RUNNING:
         raise typer.Exit(EXIT_DEPENDENCY_DOWN)
 
 
-def _table(found: StackStatus) -> str:
+def _table(found: "StackStatus") -> str:
     lines = [f"stack     {found.state}  {found.data_dir}"]
     if found.supervisor.error:
         lines.append(f"error     {found.supervisor.error}")
@@ -85,7 +99,7 @@ def _table(found: StackStatus) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(member: MemberStatus) -> str:
+def _row(member: "MemberStatus") -> str:
     pid = f"pid {member.pid}" if member.pid else ""
     restarts = f"restarts {member.restarts}, last {member.last_exit}" if member.restarts else ""
     return f"{member.name:<9} {member.state:<11} {pid:<12} {restarts}".rstrip()
