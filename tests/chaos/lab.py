@@ -20,7 +20,7 @@ import nats
 import psutil
 from nats.aio.client import Client as NatsConnection
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.service import RPCError
 
 from coatcheck.failpoints import POINTS
@@ -28,7 +28,7 @@ from coatcheck.localstack import DEFAULT_WORKERS, LocalStack, WorkerSpec
 from coatcheck.localstack.status import NatsStatus
 from tests.chaos.checker import Violation, violations
 from tests.chaos.evidence import Evidence, Investigator, Run
-from tests.providers.bill import read_bill
+from tests.providers.bill import BillLine
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import Step
 
@@ -72,6 +72,8 @@ class Lab:
         self.temporal = temporal
         self._investigator = investigator
         self._failpoints_dir = failpoints_dir
+        self._bill_lines: list[BillLine] = []
+        self._bill_bytes = 0
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
@@ -98,14 +100,14 @@ class Lab:
         """Wait until a model call of the feature is under way."""
 
         def begun_and_not_finished() -> bool:
-            events = Counter(line.event for line in read_bill(self.provider.bill) if line.feature == feature)
+            events = Counter(line.event for line in self._bill() if line.feature == feature)
             return events["started"] > events["finished"]
 
         await until(begun_and_not_finished, f"a call of {feature} in flight")
 
     def calls_begun(self, feature: str) -> int:
         """Model calls of the feature so far, finished or not."""
-        return sum(line.event == "started" and line.feature == feature for line in read_bill(self.provider.bill))
+        return sum(line.event == "started" and line.feature == feature for line in self._bill())
 
     async def ended(self, run: Run) -> float:
         """Wait for the end of a run, whatever happens to the server meanwhile; returns when it came (monotonic)."""
@@ -113,17 +115,18 @@ class Lab:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
-                    description = await handle.describe()
-                except RPCError:
-                    description = None
-                if description is not None and description.close_time is not None:
+                    await handle.result(follow_runs=False)
+                except WorkflowFailureError:
                     return time.monotonic()
-                await asyncio.sleep(POLL_SECONDS)
+                except RPCError:
+                    await asyncio.sleep(POLL_SECONDS)
+                else:
+                    return time.monotonic()
 
     async def inspect(self, *runs: Run, may_be_repeated: int = 0) -> Findings:
         """Collect the evidence of runs that have ended, and judge it."""
         evidence = [await self._investigator.collect(run) for run in runs]
-        found = violations(evidence, read_bill(self.provider.bill), may_be_repeated=may_be_repeated)
+        found = violations(evidence, self._bill(), may_be_repeated=may_be_repeated)
         return Findings(evidence, found)
 
     # --- deaths -------------------------------------------------------------------------------------------------
@@ -203,6 +206,15 @@ class Lab:
         finally:
             await connection.close()
         return count
+
+    def _bill(self) -> list[BillLine]:
+        """Every line so far; only the new ones are read."""
+        with self.provider.bill.open("rb") as file:
+            file.seek(self._bill_bytes)
+            for line in file:
+                self._bill_bytes += len(line)
+                self._bill_lines.append(BillLine.model_validate_json(line))
+        return self._bill_lines
 
     def _taken(self, point: str) -> Path:
         return self._failpoints_dir / f"{point}.0"
