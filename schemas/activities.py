@@ -93,11 +93,16 @@ STAGE_HEARTBEAT_TIMEOUT: Final = timedelta(seconds=5)
 STAGE_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2,
-    maximum_interval=timedelta(seconds=30),
-    maximum_attempts=20,
+    maximum_interval=timedelta(seconds=3),
+    maximum_attempts=60,
     non_retryable_error_types=[PAYLOADS_TOO_LARGE],  # ours carry the flag themselves; this one is the SDK's
 )
-"""Attempts are for worker deaths and outages. Provider failures are bounded by the LLM proxy, per turn and durably."""
+"""Attempts are for worker deaths and outages. Provider failures are bounded by the LLM proxy, per turn and durably.
+
+An attempt in an outage waits for half a minute or more by itself (`PUBLISH_PATIENCE_SECONDS`, `PROXY_AWAY_SECONDS`), so
+the pause between attempts can be short, and must be: heartbeat timeout and pause together are what a run stands still
+for when a worker has died, the fifth time as well as the first (tests/chaos).
+"""
 
 RECORD_STATE: Final = "state.record"
 """Local activity on the core worker: one statement writes the rows of one step of a run."""

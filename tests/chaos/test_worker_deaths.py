@@ -2,6 +2,7 @@
 
 import pytest
 
+from schemas.activities import STAGE_HEARTBEAT_TIMEOUT, STAGE_RETRY
 from tests.chaos.lab import LONG_TURNS, RECOVERY_SECONDS, Lab
 
 BETWEEN_TWO_TURNS = 5
@@ -33,6 +34,12 @@ async def test_death_at_a_point(lab: Lab, member: str, point: str) -> None:
     assert (await lab.inspect(run)).violations == []
     assert lab.calls_begun(feature) == LONG_TURNS
     assert seconds < RECOVERY_SECONDS
+
+
+def test_the_hundredth_death_is_no_slower_than_the_first() -> None:
+    """Noticing a dead worker and the pause before the next attempt leave time for the rest of the run."""
+    assert STAGE_RETRY.maximum_interval is not None
+    assert (STAGE_HEARTBEAT_TIMEOUT + STAGE_RETRY.maximum_interval).total_seconds() < RECOVERY_SECONDS
 
 
 @pytest.mark.parametrize("answered", ["while-nobody-asks", "once-asked-again"])
