@@ -1,6 +1,6 @@
 """Agent workers: one Temporal worker and one NATS identity per agent, and no other power.
 
-Locally one process hosts all agents, each with its own connection; in production `coatcheck worker agent --only roy`
+Locally one process hosts all agents, each with its own connection; in production `coatcheck worker agents roy`
 makes each a container of its own.
 """
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import temporalio.api.common.v1
 import temporalio.api.operatorservice.v1
+from pydantic import ValidationError
 from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, ToJsonOptions, pydantic_data_converter
 from temporalio.converter import DataConverter
@@ -46,9 +47,19 @@ class _PayloadConverter(PydanticPayloadConverter):
         try:
             return super().from_payloads(payloads, type_hints)
         except KeyError as error:
-            raise ApplicationError(
-                f"unreadable input: {error}; JSON is expected", type=errors.REQUEST_INVALID, non_retryable=True
-            ) from error
+            raise _invalid(f"unreadable input: {error}; JSON is expected") from error
+        except ValidationError as error:
+            raise _invalid(readable(error)) from None
+
+
+def readable(error: ValidationError) -> str:
+    """`feature: a slug is …; brief: Field required`: what is wrong, without pydantic's addresses and types."""
+    problems = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors(include_url=False)]
+    return "; ".join(f"{place}: {text}" if place else text for place, text in problems).replace("Value error, ", "")
+
+
+def _invalid(message: str) -> ApplicationError:
+    return ApplicationError(message, type=errors.REQUEST_INVALID, non_retryable=True)
 
 
 DATA_CONVERTER: Final[DataConverter] = dataclasses.replace(

@@ -259,7 +259,8 @@ class RunState:
                 agent=current.stage.agent if current else None,
                 severity=severity,
                 payload=payload,
-                created_at=now,
+                # Events of one step happen at one moment of workflow time; a microsecond each keeps their order.
+                created_at=now + timedelta(microseconds=self._event_count),
             )
         )
 
@@ -330,7 +331,7 @@ class RunState:
             return StageState.WAITING
         if not rounds:
             return StageState.PENDING
-        if self.status in ENDED and rounds[-1].notice is None:
+        if self.status in ENDED:
             return StageState.FAILED
         return StageState.RUNNING
 
