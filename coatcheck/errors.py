@@ -4,7 +4,7 @@
     ├── DependencyDownError          a server that we need is away; exit code 3
     │   ├── MessagingUnavailableError
     │   └── StorageUnavailableError
-    ├── NotAuthorizedError           this identity may not use that subject
+    ├── NotAuthorizedError           this identity may not use that subject or task
     ├── MessagingRefusedError        JetStream's own refusal, with its error code
     ├── MessagingUnsafeError         the NATS server would lose acknowledged messages
     ├── DeliverableError
@@ -17,6 +17,7 @@
     ├── AgentOutputError
     ├── AgentLimitError
     ├── WorkerStoppingError
+    ├── TaskClosedError              the task failed or was cancelled, so no model call is made for it
     ├── TurnOutOfOrderError
     └── TurnRefusedError             the LLM proxy's typed refusal
 
@@ -61,7 +62,7 @@ class StorageUnavailableError(DependencyDownError):
 
 
 class NotAuthorizedError(CoatcheckError):
-    """This NATS identity may not publish or subscribe there."""
+    """This identity may not publish or subscribe there, or the task is not its own."""
 
     code = codes.NOT_AUTHORIZED
 
@@ -142,6 +143,12 @@ class WorkerStoppingError(CoatcheckError):
 
     code = codes.WORKER_STOPPING
     retryable = True
+
+
+class TaskClosedError(CoatcheckError):
+    """A model turn was asked for in a task that is not running: an agent of a run that failed or was cancelled."""
+
+    code = codes.TASK_CLOSED
 
 
 class TurnOutOfOrderError(CoatcheckError):

@@ -17,7 +17,8 @@ from schemas.notice import Notice
 class Claim(BaseModel):
     """A marker in the messages and what the proxy puts in its place.
 
-    Only markers listed by the agent's own code are replaced, so text that a user or a model wrote cannot claim.
+    Only markers listed by the agent's own code are replaced, so text that a user or a model wrote cannot claim. The
+    brief is that of the task's own run. A deliverable may be any that is stored: every agent may read them all.
     """
 
     marker: str
@@ -30,10 +31,13 @@ class Claim(BaseModel):
 
 
 class TurnRequest(BaseModel):
-    """Ask for turn `turn` of the task; idempotent by (`task_key`, `turn`)."""
+    """Ask for turn `turn` of the task; idempotent by (`task_key`, `turn`).
 
-    run_key: str
+    Who asks is told by the subject and not by the body. The task must be recorded as that agent's and as running.
+    """
+
     task_key: str
+    """It has the run key in it, and with it the brief that may be claimed."""
     turn: int = Field(ge=1)
     model: str | None = None
     """`provider:model`; the proxy's default when absent."""

@@ -34,6 +34,11 @@ def task_key(run: str, activity: str) -> str:
     return f"{run}/{activity}"
 
 
+def run_key_of(task: str) -> str:
+    """The run key in a task key."""
+    return task.rpartition("/")[0]
+
+
 def event_id(key: str, event_type: str, ordinal: int = 0) -> str:
     """A deterministic id: emitting the same event again gives the same id, so it is stored once."""
     return str(uuid.uuid5(EVENT_NAMESPACE, f"{key}|{event_type}|{ordinal}"))

@@ -74,7 +74,6 @@ class StageRunner:
         prompt, claims = build_prompt(self._role, task.order)
         model = ProxyModel(
             self._ask,
-            run_key=task.order.run_key,
             task_key=task.task_key,
             model=self._role.model,
             claims=claims,

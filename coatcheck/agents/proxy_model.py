@@ -63,7 +63,6 @@ class ProxyModel(Model):
         self,
         ask: AskProxy,
         *,
-        run_key: str,
         task_key: str,
         model: str | None,
         claims: list[Claim],
@@ -71,7 +70,6 @@ class ProxyModel(Model):
     ) -> None:
         super().__init__()
         self._ask = ask
-        self._run_key = run_key
         self._task_key = task_key
         self._model = model
         self._stopping = stopping
@@ -108,7 +106,6 @@ class ProxyModel(Model):
         turn = 1 + sum(isinstance(item, ModelResponse) for item in messages)
         await failpoint("agent.before_turn")
         request = TurnRequest(
-            run_key=self._run_key,
             task_key=self._task_key,
             turn=turn,
             model=self._model,

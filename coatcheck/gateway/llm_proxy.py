@@ -31,6 +31,7 @@ from schemas import errors
 from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnPending, TurnReply, TurnRequest
 from schemas.notice import Notice
 from schemas.streams import MAX_DELIVERABLE_BYTES
+from schemas.workflow_ids import run_key_of
 
 POLL_SECONDS = 5.0
 """How long a request waits before it is told to ask again. Short, since a dead gateway is noticed by its silence."""
@@ -58,8 +59,9 @@ class LLMProxy:
         self._providers = providers
         self._claims = claims
         self._max_failures = max_failures
-        self._calls: dict[tuple[str, int], asyncio.Task[bytes]] = {}
-        """Turns under way, and those refused whose time to try again has not come."""
+        self._calls: dict[tuple[str, str, int], asyncio.Task[bytes]] = {}
+        """Turns under way, and those refused whose time to try again has not come; by agent, since nobody may join
+        another's."""
 
     async def beat(self) -> None:
         """Show for ever that this gateway lives; an outage of the database only ends its claims on turns."""
@@ -92,7 +94,7 @@ class LLMProxy:
             request = TurnRequest.model_validate_json(payload)
         except ValidationError as error:
             return _encode(TurnError(code=errors.REQUEST_INVALID, message=str(error), retryable=False))
-        key = (request.task_key, request.turn)
+        key = (agent, request.task_key, request.turn)
         call = self._calls.get(key)
         if call is None:
             call = self._calls[key] = asyncio.create_task(self._settle(agent, request))
@@ -109,7 +111,7 @@ class LLMProxy:
             data = _encode(reply)
         finally:
             # A refused turn rests here as long as was asked for, whoever asks; a bit less, since clocks differ.
-            key = (request.task_key, request.turn)
+            key = (agent, request.task_key, request.turn)
             asyncio.get_running_loop().call_later(0.9 * rest_seconds, self._calls.pop, key)
         if len(data) <= MAX_DELIVERABLE_BYTES:
             return data
@@ -154,22 +156,24 @@ class LLMProxy:
             messages = await self._conversation(request)
             parameters = _PARAMETERS.validate_python(request.parameters)
         except CoatcheckError as error:
-            await self._journal.fail(request.task_key, request.turn, code=error.code, message=str(error), counts=False)
+            await self._journal.fail(
+                request.task_key, request.turn, agent=agent, code=error.code, message=str(error), counts=False
+            )
             raise
         except ValidationError as error:
-            return await self._refuse(request, ProviderFailure(errors.REQUEST_INVALID, str(error), False), claim)
+            return await self._refuse(agent, request, ProviderFailure(errors.REQUEST_INVALID, str(error), False), claim)
         except UserError as error:
-            return await self._refuse(request, classify(error), claim)
+            return await self._refuse(agent, request, classify(error), claim)
         try:
             response = await self._ask(model, messages, ModelSettings(**request.settings), parameters)  # type: ignore[typeddict-item]
             message = _as_json(response)
         except Exception as error:  # noqa: BLE001  whatever a provider throws is classified
-            return await self._refuse(request, classify(error), claim)
+            return await self._refuse(agent, request, classify(error), claim)
         return await self._complete(agent, request, name, response, message)
 
     async def _conversation(self, request: TurnRequest) -> list[ModelMessage]:
         history = await self._journal.history(request.task_key, request.turn) if request.turn > 1 else []
-        expanded = await self._claims.redeem(request.run_key, request.claims, history + request.messages)
+        expanded = await self._claims.redeem(run_key_of(request.task_key), request.claims, history + request.messages)
         return ModelMessagesTypeAdapter.validate_python(expanded)
 
     async def _ask(
@@ -204,11 +208,15 @@ class LLMProxy:
         await failpoint("llm.after_journal")
         return TurnAnswer(message=done.message, model=done.model, cost_usd=done.cost_usd)
 
-    async def _refuse(self, request: TurnRequest, failure: ProviderFailure, claim: Claimed) -> TurnError:
+    async def _refuse(self, agent: str, request: TurnRequest, failure: ProviderFailure, claim: Claimed) -> TurnError:
         counts = failure.code == errors.PROVIDER_UNAVAILABLE
         await _through_outage(
             lambda: self._journal.fail(
-                request.task_key, request.turn, code=failure.code, message=failure.message, counts=counts
+                *(request.task_key, request.turn),
+                agent=agent,
+                code=failure.code,
+                message=failure.message,
+                counts=counts,
             )
         )
         failures = claim.failures + counts

@@ -6,6 +6,10 @@ lives by `beat`; when it has been silent for a lease, another may take its call 
 after an outage of PostgreSQL itself, when every gateway has been silent: who has not been beating for half a lease
 takes nothing over, so that the others can first show that they live.
 
+Whose task it is, and whether it still runs, says its row in `task_executions`, which the core worker commits before it
+asks the agent. It is checked in the claim's own statement: an agent gets no turn of another's task, pays for none that
+does not exist, and one that outlives its cancelled run spends no more.
+
 Messages are stored as their exact JSON text (`exact_json`), so a replayed turn is the same turn.
 """
 
@@ -20,7 +24,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from coatcheck.errors import TurnOutOfOrderError
+from coatcheck.errors import NotAuthorizedError, TaskClosedError, TurnOutOfOrderError
 from coatcheck.storage.database import Pool, exact_json, query, storable_json, storable_text, storage_errors
 
 LEASE: Final = timedelta(seconds=6)
@@ -29,6 +33,9 @@ MAX_TURN: Final = 999
 """Message ids have three digits for the turn."""
 MAX_MESSAGES: Final = 99
 """Messages of one turn; their ids have two digits."""
+
+_ERROR_OUTCOMES: Final = frozenset({"failed", "retried"})
+"""Of a pydantic-ai tool return; the others are its success and decisions of people."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,8 @@ class TurnJournal:
         self._gateway_id = gateway_id
         self._lease = lease
         self._clock = clock
-        self._held: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self._held: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
+        """By agent too: who asks for another's task is neither told of its turns nor in their way."""
         self._last_beat = self._steady_since = float("-inf")
 
     async def beat(self) -> None:
@@ -144,27 +152,30 @@ class TurnJournal:
 
         Raises:
             ValueError: `turn` is not between 1 and 999.
+            NotAuthorizedError: no such task of that agent is recorded, whoever else may have one.
+            TaskClosedError: the task is neither running nor completed with its notice.
             TurnOutOfOrderError: the turn before it is not finished.
         """
         if not 1 <= turn <= MAX_TURN:
             raise ValueError(f"turn {turn} is not between 1 and {MAX_TURN}")
-        key = (task_key, turn)
-        if key in self._held:
+        held = (agent, task_key, turn)
+        if held in self._held:
             return Busy(self._gateway_id)
-        self._hold(key)
+        self._hold(held)
         outcome: ClaimOutcome | None = None
         try:
             while outcome is None:
                 with storage_errors():
                     row = await self._pool.fetchrow(
                         query("claim"),
-                        *(*key, agent, self._gateway_id, request_sha256, model, self._lease, self._may_take_over()),
+                        *(task_key, turn, agent, self._gateway_id, request_sha256, model),
+                        *(self._lease, self._may_take_over()),
                     )
                 assert row is not None
-                outcome = _outcome(row, *key)
+                outcome = _outcome(row, task_key, turn, agent)
         finally:
             if not isinstance(outcome, Claimed):
-                self._held.pop(key, None)
+                self._held.pop(held, None)
         return outcome
 
     async def history(self, task_key: str, before_turn: int) -> list[dict[str, Any]]:
@@ -232,15 +243,16 @@ class TurnJournal:
                 [_is_error(message) for message in messages],
             )
             stored = None if is_first else await self._stored(task_key, turn)
-        self._held.pop((task_key, turn), None)
+        self._held.pop((agent, task_key, turn), None)
         return stored or Done(message=response, model=model, cost_usd=cost_usd)
 
-    async def fail(self, task_key: str, turn: int, code: str, message: str, *, counts: bool) -> None:
+    async def fail(self, task_key: str, turn: int, *, agent: str, code: str, message: str, counts: bool) -> None:
         """Record that our call failed; does nothing when the turn is finished or another gateway has taken it over.
 
         Args:
             task_key: The task.
             turn: Its turn.
+            agent: Who asked for it.
             code: A dotted code of `schemas.errors`.
             message: The provider's words.
             counts: Whether it counts towards the turn's bounded number of failures.
@@ -255,7 +267,7 @@ class TurnJournal:
                 """,
                 *(task_key, turn, self._gateway_id, counts, code, storable_text(message)),
             )
-        self._held.pop((task_key, turn), None)
+        self._held.pop((agent, task_key, turn), None)
 
     async def usage(self, run_key: str) -> list[TaskUsage]:
         """What each task of a run took so far, in order of the task keys."""
@@ -293,7 +305,7 @@ class TurnJournal:
         now = self._clock()
         return now - self._last_beat < self._grace_seconds <= now - self._steady_since
 
-    def _hold(self, key: tuple[str, int]) -> None:
+    def _hold(self, key: tuple[str, str, int]) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._held[key] = task
@@ -315,10 +327,16 @@ class TurnJournal:
         return Done(message=json.loads(row["content"]), model=row["model"], cost_usd=row["cost_usd"])
 
 
-def _outcome(row: asyncpg.Record, task_key: str, turn: int) -> ClaimOutcome | None:
+def _outcome(row: asyncpg.Record, task_key: str, turn: int, agent: str) -> ClaimOutcome | None:
     """`None`: another transaction was writing the row; ask again."""
+    if row["task_status"] is None:
+        raise NotAuthorizedError(f"the agent {agent!r} has no task {task_key!r}")
     if row["notice"] is not None:
         return Finished(notice=row["notice"])
+    if row["task_status"] != "running":
+        raise TaskClosedError(
+            f"the task {task_key!r} of {agent!r} is {row['task_status']}: no model call is made for it"
+        )
     if row["calls"] is not None:
         return Claimed(calls=row["calls"], failures=row["failures"])
     if row["status"] == "done":
@@ -333,10 +351,15 @@ def _outcome(row: asyncpg.Record, task_key: str, turn: int) -> ClaimOutcome | No
 def _role(message: dict[str, Any]) -> str:
     if message["kind"] == "response":
         return "assistant"
-    kinds = {part["part_kind"] for part in message["parts"]}
-    if "user-prompt" in kinds:
+    if any(part["part_kind"] == "user-prompt" for part in message["parts"]):
         return "user"
-    return "tool" if kinds & {"tool-return", "retry-prompt"} else "system"
+    return "tool" if any(_answers_tool_call(part) for part in message["parts"]) else "system"
+
+
+def _answers_tool_call(part: dict[str, Any]) -> bool:
+    """Pydantic-ai 1 wrote every correction as a `retry-prompt`, with a tool's name when it answers a call."""
+    kind = part["part_kind"]
+    return kind == "tool-return" or (kind == "retry-prompt" and part.get("tool_name") is not None)
 
 
 def _tool_calls(message: dict[str, Any]) -> str | None:
@@ -349,4 +372,8 @@ def _tool_calls(message: dict[str, Any]) -> str | None:
 
 
 def _is_error(message: dict[str, Any]) -> bool:
-    return any(part["part_kind"] == "retry-prompt" for part in message["parts"])
+    """Whether the model is told that something went wrong: a failed call, or an answer that it has to correct."""
+    return any(
+        part["part_kind"] in {"retry-feedback", "retry-prompt"} or part.get("outcome") in _ERROR_OUTCOMES
+        for part in message["parts"]
+    )

@@ -26,7 +26,7 @@ from schemas.deliverable import DeliverableRef
 from schemas.notice import Notice
 from tests.integration.nats_clients import client_as
 from tests.providers.bill import calls, paid_twice
-from tests.providers.gateway import Gateway, open_gateway
+from tests.providers.gateway import Gateway, open_gateway, record_task
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import Step, wrong_key
 
@@ -89,9 +89,10 @@ class Team:
 
 @pytest.fixture
 async def team(gateway: Gateway, pool: Pool, cynthia: NatsClient, roy: NatsClient) -> Team:
-    """Cynthia and Roy in a run of the test's own, whose brief is recorded."""
+    """Cynthia and Roy in a run of the test's own, whose brief and tasks are recorded."""
     run_key = f"feature/search/{uuid.uuid4()}"
-    await pool.execute("INSERT INTO workflows (workflow_id, description) VALUES ($1, $2)", run_key, BRIEF)
+    for agent in ("cynthia", "roy"):
+        await record_task(pool, agent=agent, stage=DEFAULT_ROLES[agent].task_type, run_key=run_key, brief=BRIEF)
     return Team(gateway, {"cynthia": cynthia, "roy": roy}, run_key)
 
 

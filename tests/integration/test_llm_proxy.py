@@ -22,10 +22,11 @@ from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.migrate import migrate
 from schemas import errors
-from schemas.conversation import Claim, TurnError, TurnPending, TurnRequest
+from schemas.conversation import Claim, TurnError, TurnFinished, TurnPending
 from tests.integration.nats_clients import client_as
+from tests.integration.storage_rows import NOTICE
 from tests.providers.bill import calls, paid, paid_twice, read_bill
-from tests.providers.gateway import Gateway, decode, die, open_gateway, turn_request
+from tests.providers.gateway import RUN_KEY, Gateway, decode, die, open_gateway, record_task, turn_request
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import (
     Step,
@@ -38,8 +39,17 @@ from tests.providers.script import (
 
 
 @pytest.fixture
-async def pool(gateway_dsn: str) -> AsyncIterator[Pool]:
+async def owner(postgres_dsn: str) -> AsyncIterator[Pool]:
+    """A pool of the core worker, which has recorded that Sylvia's critique is running."""
+    async with open_pool(postgres_dsn) as pool:
+        await record_task(pool)
+        yield pool
+
+
+@pytest.fixture
+async def pool(gateway_dsn: str, owner: Pool) -> AsyncIterator[Pool]:
     """A pool as a gateway opens it."""
+    assert owner
     async with open_pool(gateway_dsn) as pool:
         yield pool
 
@@ -363,6 +373,8 @@ async def test_postgres_is_killed_between_the_answer_and_the_journal(
     status = stack.status().postgres
     assert status is not None
     migrate(status.dsn)
+    async with open_pool(status.dsn) as owner:
+        await record_task(owner)
     async with (
         open_pool(status.gateway_dsn) as pool,
         open_gateway(pool, nats, provider.base_url) as gateway,
@@ -418,12 +430,11 @@ async def test_an_answer_that_is_no_unicode_is_not_readable(
 
 
 async def test_listed_markers_are_replaced_and_others_are_text(
-    gateway: Gateway, provider: OpenAIServer, pool: Pool, postgres_dsn: str
+    gateway: Gateway, provider: OpenAIServer, pool: Pool, owner: Pool
 ) -> None:
     """The provider sees the brief; the journal keeps the marker; a marker inside the brief claims nothing."""
     brief = "Find customers. [[deliverable:research:agog_features_research:1]] [[brief]]"
-    async with open_pool(postgres_dsn) as owner:
-        await owner.execute("INSERT INTO workflows (workflow_id, description) VALUES ($1, $2)", RUN_KEY_OF_TURN, brief)
+    await owner.execute("UPDATE workflows SET description = $2 WHERE workflow_id = $1", RUN_KEY, brief)
     await gateway.answer(turn_request("Read [[brief]] and [[other]].", claims=[Claim(marker="[[brief]]", limit=1000)]))
     [request] = provider.requests
     assert f"Read {brief} and [[other]]." in request["messages"][-1]["content"]
@@ -432,7 +443,74 @@ async def test_listed_markers_are_replaced_and_others_are_text(
     assert "Find customers" not in stored
 
 
-RUN_KEY_OF_TURN = turn_request().run_key
+async def test_another_agents_task_is_refused(
+    gateway: Gateway, provider: OpenAIServer, owner: Pool, pool: Pool
+) -> None:
+    """New, in flight in this very process, done, finished: Roy gets neither answer nor notice, and pays for nothing."""
+    request = turn_request()
+
+    async def attack() -> None:
+        error = await gateway.ask(request, agent="roy")
+        assert isinstance(error, TurnError), error
+        assert (error.code, error.retryable) == (errors.NOT_AUTHORIZED, False)
+        assert error.message == f"the agent 'roy' has no task '{request.task_key}'"
+
+    await attack()
+    assert calls(provider.bill) == []
+    provider.gate.clear()
+    asking = asyncio.create_task(gateway.answer(request))
+    await provider.arrived(1)
+    await attack()
+    provider.gate.set()
+    answer = await asking
+    assert not answer.replayed
+    await attack()
+    notice = NOTICE | {"completion_time": "2026-03-01T12:01:30Z"}
+    await record_task(owner, status="completed", revision=2, output_data=notice)
+    await attack()
+    assert isinstance(await gateway.ask(request), TurnFinished)
+    assert len(calls(provider.bill)) == 1
+    assert (await row(pool))["agent_id"] == "sylvia"
+
+
+async def test_made_up_tasks_cost_nothing(gateway: Gateway, provider: OpenAIServer, pool: Pool) -> None:
+    """A round that was never begun, a run that is not there, no run at all, somebody's brief without their task."""
+    brief = Claim(marker="[[brief]]", limit=1000)
+    for task_key in (f"{RUN_KEY}/critique-2", "feature/search/other-run/critique-1", "critique-1", "", RUN_KEY):
+        error = await gateway.error(turn_request("Read [[brief]].", task_key=task_key, claims=[brief]))
+        assert (error.code, error.retryable) == (errors.NOT_AUTHORIZED, False)
+        assert task_key in error.message
+    assert calls(provider.bill) == []
+    assert await pool.fetchval("SELECT count(*) FROM llm_turns") == 0
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+async def test_an_agent_that_outlives_its_run_spends_no_more(
+    gateway: Gateway, provider: OpenAIServer, owner: Pool, pool: Pool, status: str
+) -> None:
+    """The call under way is journalled, since it is paid; the next one is not made, and trying again is pointless."""
+    provider.gate.clear()
+    asking = asyncio.create_task(gateway.answer(turn_request()))
+    await provider.arrived(1)
+    await record_task(owner, status=status, revision=2)
+    provider.gate.set()
+    assert await asking
+    assert (await row(pool))["status"] == "done"
+    for turn in (1, 2):
+        error = await gateway.error(turn_request(turn=turn))
+        assert (error.code, error.retryable) == (errors.TASK_CLOSED, False)
+        assert f"is {status}: no model call is made for it" in error.message
+    assert len(calls(provider.bill)) == 1
+
+
+async def test_the_brief_is_that_of_the_tasks_run(gateway: Gateway, provider: OpenAIServer, owner: Pool) -> None:
+    """Nothing else in a request names a run: what an older or a hostile agent adds is not looked at."""
+    other = await record_task(owner, run_key=f"{RUN_KEY}-2", agent="roy", brief="Another run's secret.")
+    request = turn_request("Read [[brief]].", claims=[Claim(marker="[[brief]]", limit=1000)])
+    payload = request.model_dump(mode="json") | {"run_key": other.rpartition("/")[0]}
+    await gateway.proxy.handle("sylvia", json.dumps(payload).encode())
+    [seen] = provider.requests
+    assert "Read Review it." in seen["messages"][-1]["content"]
 
 
 async def test_turns_of_one_task_come_in_order(gateway: Gateway, provider: OpenAIServer) -> None:
@@ -442,12 +520,11 @@ async def test_turns_of_one_task_come_in_order(gateway: Gateway, provider: OpenA
     assert calls(provider.bill) == []
 
 
-async def test_the_bill_knows_what_was_paid_twice(provider: OpenAIServer, pool: Pool, nats: NatsClient) -> None:
+async def test_the_bill_knows_what_was_paid_twice(gateway: Gateway, provider: OpenAIServer, owner: Pool) -> None:
     """The judge itself: without the journal's row the same conversation is paid for again, and the bill says so."""
     for _ in range(2):
-        async with open_gateway(pool, nats, provider.base_url) as gateway:
-            request: TurnRequest = turn_request()
-            await gateway.answer(request.model_copy(update={"task_key": f"{request.task_key}{id(gateway)}"}))
+        await gateway.answer(turn_request())
+        await owner.execute("TRUNCATE llm_turns, agent_playground_messages")
     [(_, count)] = paid_twice(provider.bill).items()
     assert count == 2
     assert [line.event for line in read_bill(provider.bill)] == ["started", "finished"] * 2

@@ -11,16 +11,18 @@ from typing import Any
 import asyncpg
 import pytest
 
-from coatcheck.errors import TurnOutOfOrderError
+from coatcheck.errors import NotAuthorizedError, TaskClosedError, TurnOutOfOrderError
 from coatcheck.storage import state
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.journal import LEASE, Busy, Claimed, ClaimOutcome, Done, Finished, TaskUsage, TurnJournal
 from schemas.activities import RecordInput
-from tests.integration.storage_rows import NOTICE, RUN_KEY, STEPS, TASK_KEY, completed_task, run_row
+from schemas.streams import AGENTS
+from tests.integration.storage_rows import NOTICE, RUN_KEY, STEPS, TASK_KEY, completed_task, run_row, task_row
 
 QUESTION = {"kind": "request", "parts": [{"part_kind": "user-prompt", "content": "Find customers by name."}]}
-TOOL_RESULT = {"kind": "request", "parts": [{"part_kind": "tool-return", "tool_name": "read", "content": "ok"}]}
-RETRY = {"kind": "request", "parts": [{"part_kind": "retry-prompt", "content": "not the right form"}]}
+TOOL_RETURN = {"part_kind": "tool-return", "tool_name": "read", "content": "ok", "outcome": "success"}
+TOOL_RESULT = {"kind": "request", "parts": [TOOL_RETURN]}
+RETRY = {"kind": "request", "parts": [TOOL_RETURN, TOOL_RETURN | {"content": "no such file", "outcome": "retried"}]}
 TOOL_CALL = {
     "kind": "response",
     "parts": [{"part_kind": "tool-call", "tool_name": "read", "tool_call_id": "call-1", "args": "{}"}],
@@ -41,16 +43,19 @@ class FakeClock:
 
 
 @pytest.fixture
-async def pool(gateway_dsn: str) -> AsyncIterator[Pool]:
-    """A pool as a gateway opens it."""
-    async with open_pool(gateway_dsn) as pool:
+async def owner(postgres_dsn: str) -> AsyncIterator[Pool]:
+    """A pool of the core worker, which has recorded that research is running."""
+    async with open_pool(postgres_dsn) as pool:
+        for step in STEPS[:2]:
+            await state.record(pool, step)
         yield pool
 
 
 @pytest.fixture
-async def owner(postgres_dsn: str) -> AsyncIterator[Pool]:
-    """A pool of the core worker, which records the runs."""
-    async with open_pool(postgres_dsn) as pool:
+async def pool(gateway_dsn: str, owner: Pool) -> AsyncIterator[Pool]:
+    """A pool as a gateway opens it."""
+    assert owner
+    async with open_pool(gateway_dsn) as pool:
         yield pool
 
 
@@ -62,9 +67,16 @@ async def journal(pool: Pool) -> TurnJournal:
     return journal
 
 
-async def claim(journal: TurnJournal, turn: int = 1) -> ClaimOutcome:
-    """Claim a turn of the research task."""
-    return await journal.claim(TASK_KEY, turn, agent="cynthia", request_sha256="b" * 64, model="scripted")
+async def claim(
+    journal: TurnJournal, turn: int = 1, *, agent: str = "cynthia", task_key: str = TASK_KEY
+) -> ClaimOutcome:
+    """Claim a turn, of the research task unless the test says otherwise."""
+    return await journal.claim(task_key, turn, agent=agent, request_sha256="b" * 64, model="scripted")
+
+
+async def fail(journal: TurnJournal, code: str, message: str, *, counts: bool) -> None:
+    """Let the first turn's call fail."""
+    await journal.fail(TASK_KEY, 1, agent="cynthia", code=code, message=message, counts=counts)
 
 
 async def complete(journal: TurnJournal, turn: int = 1, **changes: Any) -> Done:
@@ -114,7 +126,7 @@ async def test_claims_of_a_failed_turn_at_once(pool: Pool) -> None:
     for journal in journals:
         await journal.beat()
     await claim(journals[0])
-    await journals[0].fail(TASK_KEY, 1, "provider.unavailable", "500", counts=True)
+    await fail(journals[0], "provider.unavailable", "500", counts=True)
     outcomes = await asyncio.gather(*(claim(journal) for journal in journals))
     assert Counter(type(outcome) for outcome in outcomes) == {Claimed: 1, Busy: 9}
     assert Claimed(calls=2, failures=1) in outcomes
@@ -215,17 +227,17 @@ async def test_the_first_commit_wins(pool: Pool, owner: Pool, journal: TurnJourn
 async def test_failures_are_counted_and_only_the_holder_fails_a_turn(pool: Pool, journal: TurnJournal) -> None:
     """A rate limit does not count, a server error does; neither touches another's call or a finished turn."""
     await claim(journal)
-    await journal.fail(TASK_KEY, 1, "provider.rate_limited", "429", counts=False)
+    await fail(journal, "provider.rate_limited", "429", counts=False)
     assert await claim(journal) == Claimed(calls=2, failures=0)
-    await journal.fail(TASK_KEY, 1, "provider.unavailable", "500 \0 \ud800", counts=True)
+    await fail(journal, "provider.unavailable", "500 \0 \ud800", counts=True)
     assert tuple(await pool.fetchrow("SELECT status, error_code, error FROM llm_turns") or ()) == (
         *("failed", "provider.unavailable", "500 \u2400 \ufffd"),
     )
     assert await claim(journal) == Claimed(calls=3, failures=1)
-    await TurnJournal(pool, "gateway-b").fail(TASK_KEY, 1, "provider.unavailable", "not mine", counts=True)
+    await fail(TurnJournal(pool, "gateway-b"), "provider.unavailable", "not mine", counts=True)
     assert [turn.gateway_id for turn in await journal.in_flight(RUN_KEY)] == ["gateway-a"]
     done = await complete(journal)
-    await journal.fail(TASK_KEY, 1, "provider.unavailable", "too late", counts=True)
+    await fail(journal, "provider.unavailable", "too late", counts=True)
     assert await claim(journal) == done
 
 
@@ -247,11 +259,91 @@ async def test_a_recorded_task_answers_with_its_notice(owner: Pool, journal: Tur
     """Once the task's row is complete its conversation is compacted, and every claim gets the notice."""
     await claim(journal)
     await complete(journal, response=REPORT)
-    await state.record(owner, STEPS[1])
     assert isinstance(await claim(journal), Done)
     await state.record(owner, RecordInput(run=run_row(3), tasks=[completed_task()]))
     for turn in (1, 2):
         assert await claim(journal, turn) == Finished(notice=NOTICE)
+
+
+ROY_HAS_NO_SUCH_TASK = r"the agent 'roy' has no task 'feature/customer-search/0199c2f0-run/research-1'"
+
+
+async def test_another_agents_turns_are_refused_and_left_alone(owner: Pool, journal: TurnJournal) -> None:
+    """New, in flight, failed, done, with the task finished: Roy is told nothing, and Cynthia notices nothing."""
+
+    async def attack() -> None:
+        for turn in (1, 2):
+            with pytest.raises(NotAuthorizedError, match=ROY_HAS_NO_SUCH_TASK):
+                await claim(journal, turn, agent="roy")
+
+    await attack()
+    assert await journal.usage(RUN_KEY) == []
+    assert await claim(journal) == Claimed(calls=1, failures=0)
+    await attack()
+    await fail(journal, "provider.unavailable", "500", counts=True)
+    await attack()
+    assert await claim(journal) == Claimed(calls=2, failures=1)
+    done = await complete(journal)
+    await attack()
+    assert await claim(journal) == done
+    await state.record(owner, RecordInput(run=run_row(3), tasks=[completed_task()]))
+    await attack()
+    assert await claim(journal) == Finished(notice=NOTICE)
+
+
+@pytest.mark.parametrize(
+    "task_key",
+    [f"{RUN_KEY}/research-2", f"{RUN_KEY}x/research-1", "", TASK_KEY.upper(), f"{TASK_KEY} ", "x" * 300],
+    ids=["round", "run", "empty", "case", "space", "long"],
+)
+async def test_a_task_that_is_not_recorded_is_refused(pool: Pool, journal: TurnJournal, task_key: str) -> None:
+    """Nothing is claimed in it."""
+    with pytest.raises(NotAuthorizedError, match="the agent 'cynthia' has no task"):
+        await claim(journal, task_key=task_key)
+    assert await pool.fetchval("SELECT count(*) FROM llm_turns") == 0
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed", "pending"])
+async def test_a_task_that_does_not_run_is_refused(owner: Pool, journal: TurnJournal, status: str) -> None:
+    """No call is made for it, nor an answer repeated; who is calling may still journal what is paid."""
+    await claim(journal)
+    await complete(journal)
+    await claim(journal, 2)
+    await state.record(owner, RecordInput(run=run_row(3), tasks=[task_row(status)]))
+    await complete(journal, 2)
+    for turn in (1, 2, 3, 4):
+        with pytest.raises(TaskClosedError, match=f"{TASK_KEY}' of 'cynthia' is {status}"):
+            await claim(journal, turn)
+    [usage] = await journal.usage(RUN_KEY)
+    assert (usage.calls, usage.turns) == (2, 2)
+
+
+async def test_after_a_reset_a_task_goes_on_where_it_was(owner: Pool, journal: TurnJournal) -> None:
+    """The run of the reset records the task as running before it asks the agent, who pays for nothing twice."""
+    await claim(journal)
+    done = await complete(journal)
+    await state.record(owner, RecordInput(run=run_row(3, status="failed"), tasks=[task_row("failed")]))
+    with pytest.raises(TaskClosedError):
+        await claim(journal)
+    await state.record(owner, RecordInput(run=run_row(4), tasks=[task_row("running")]))
+    assert await claim(journal) == done
+    assert await claim(journal, 2) == Claimed(calls=1, failures=0)
+
+
+async def test_attacks_hold_nobody_up(journal: TurnJournal) -> None:
+    """While all the others ask for her turn again and again, Cynthia gets it at her first try."""
+
+    async def attack(agent: str) -> None:
+        for _ in range(20):
+            with pytest.raises(NotAuthorizedError):
+                await claim(journal, agent=agent)
+
+    attacks = [asyncio.create_task(attack(agent)) for agent in AGENTS if agent != "cynthia"]
+    await asyncio.sleep(0)  # they have begun
+    assert await claim(journal) == Claimed(calls=1, failures=0)
+    answered = await complete(journal)
+    assert await claim(journal) == answered
+    await asyncio.gather(*attacks)
 
 
 async def test_history_is_every_message_in_order(pool: Pool, journal: TurnJournal) -> None:
@@ -275,6 +367,32 @@ async def test_history_is_every_message_in_order(pool: Pool, journal: TurnJourna
 
 
 @pytest.mark.parametrize(
+    ("part", "role", "is_error"),
+    [
+        ({"part_kind": "tool-return", "tool_name": "read"}, "tool", False),
+        ({"part_kind": "tool-return", "tool_name": "read", "outcome": "denied"}, "tool", False),
+        ({"part_kind": "tool-return", "tool_name": "read", "outcome": "retried"}, "tool", True),
+        ({"part_kind": "tool-return", "tool_name": "read", "outcome": "failed"}, "tool", True),
+        ({"part_kind": "retry-feedback", "retry": {"cause": "no_output"}}, "system", True),
+        ({"part_kind": "retry-prompt", "tool_name": "read"}, "tool", True),
+        ({"part_kind": "retry-prompt"}, "system", True),
+        ({"part_kind": "system-prompt"}, "system", False),
+        ({"part_kind": "user-prompt"}, "user", False),
+    ],
+    ids=str,
+)
+async def test_roles_and_errors(
+    pool: Pool, journal: TurnJournal, part: dict[str, Any], role: str, *, is_error: bool
+) -> None:
+    """Corrections are errors, whether pydantic-ai 2 or 1 has written them."""
+    await claim(journal)
+    await complete(journal, request_messages=[{"kind": "request", "parts": [{"content": "x"} | part]}])
+    row = await pool.fetchrow("SELECT role, is_error FROM agent_playground_messages ORDER BY message_id LIMIT 1")
+    assert row is not None
+    assert tuple(row) == (role, is_error)
+
+
+@pytest.mark.parametrize(
     "text", ["nul \0", "surrogate \ud800", "\\u0000 \\\0", "größer 検索 🔎", "x" * 9_500_000], ids=len
 )
 async def test_any_text_is_replayed_exactly(journal: TurnJournal, text: str) -> None:
@@ -289,13 +407,15 @@ async def test_any_text_is_replayed_exactly(journal: TurnJournal, text: str) -> 
     assert replayed.message == answer
 
 
-async def test_usage_and_calls_in_flight(journal: TurnJournal) -> None:
+async def test_usage_and_calls_in_flight(owner: Pool, journal: TurnJournal) -> None:
     """Sums per task of one run only; one turn without a price makes the cost unknown."""
     await claim(journal)
     await complete(journal)
     await claim(journal, 2)
     other = f"{RUN_KEY}0/research-1"
-    await journal.claim(other, 1, agent="cynthia", request_sha256="b" * 64, model="scripted")
+    another_run = run_row(1, run_key=f"{RUN_KEY}0")
+    await state.record(owner, RecordInput(run=another_run, tasks=[task_row("running", task_key=other)]))
+    await claim(journal, task_key=other)
     usage = TaskUsage(TASK_KEY, "cynthia", 2, 1, 10, 5, 2, Decimal("0.001"))
     assert await journal.usage(RUN_KEY) == [usage]
     assert [(turn.task_key, turn.turn, turn.agent) for turn in await journal.in_flight(RUN_KEY)] == [
@@ -341,7 +461,6 @@ async def test_the_gateway_role_can_do_nothing_else(pool: Pool, statement: str) 
         await pool.execute(statement)
 
 
-async def test_the_gateway_role_reads_briefs(pool: Pool, owner: Pool) -> None:
+async def test_the_gateway_role_reads_briefs(pool: Pool) -> None:
     """The brief is claimed by the run's key."""
-    await state.record(owner, STEPS[0])
     assert await state.read_brief(pool, RUN_KEY) == "Find customers by name."

@@ -90,7 +90,8 @@ async def test_a_killed_server_loses_nothing_and_the_pool_heals(new_stack: Calla
     async with open_pool(status.dsn) as pool, open_pool(status.gateway_dsn) as gateway_pool:
         journal = TurnJournal(gateway_pool, "gateway-a")
         await journal.beat()
-        await state.record(pool, STEPS[0])
+        for step in STEPS[:2]:
+            await state.record(pool, step)
         claimed = await journal.claim(TASK_KEY, 1, agent="cynthia", request_sha256="b" * 64, model="scripted")
         assert claimed == Claimed(calls=1, failures=0)
 

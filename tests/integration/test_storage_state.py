@@ -110,6 +110,21 @@ async def test_a_completed_task_stays_completed_and_null_erases_nothing(pool: Po
     assert (task.status, task.output_data, task.retry_count) == ("completed", NOTICE, 1)
 
 
+@pytest.mark.parametrize("ended", ["failed", "cancelled"])
+async def test_after_a_reset_a_round_runs_again(pool: Pool, ended: str) -> None:
+    """Its row says so with the next revision, and not when the end arrives late: the LLM proxy goes by the row."""
+    end = RecordInput(run=run_row(2, status=ended), tasks=[task_row(ended, completed_at=START)])
+    await state.record(pool, end)
+    await state.record(pool, RecordInput(run=run_row(1), tasks=[task_row("running")]))
+    assert [task.status for task in await state.tasks(pool, RUN_KEY)] == [ended]
+    await state.record(pool, RecordInput(run=run_row(3), tasks=[task_row("running")]))
+    await state.record(pool, end)
+    assert [task.status for task in await state.tasks(pool, RUN_KEY)] == ["running"]
+    run = await state.find_run(pool, RUN_KEY)
+    assert run is not None
+    assert run.status == "running"
+
+
 async def test_completion_compacts_the_last_answer_only(pool: Pool) -> None:
     """The report is on its stream, so the conversation keeps a ticket in its place; the earlier turns stay."""
     await say(pool, 1, "assistant", "a tool call")

@@ -19,10 +19,12 @@ from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
-from coatcheck.storage.database import Pool
+from coatcheck.storage import state
+from coatcheck.storage.database import Executor, Pool
 from coatcheck.storage.journal import LEASE, TurnJournal
-from coatcheck.storage.state import read_brief
+from schemas.activities import RecordInput
 from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnPending, TurnReply, TurnRequest
+from tests.integration.storage_rows import run_row, task_row
 
 MODEL = "openai:gpt-test"
 RUN_KEY = "feature/search/0199c2f0-run"
@@ -87,7 +89,7 @@ async def open_gateway(
         scripted_latency_seconds=0,
         scripted_report_bytes=0,
     )
-    claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(read_brief, pool))
+    claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
     proxy = LLMProxy(journal, providers=providers, claims=claims, max_failures=max_failures)
     async with providers:
         beats = asyncio.create_task(proxy.beat())
@@ -110,13 +112,30 @@ def turn_request(prompt: str = "Review it.", *, stage: str = "critique", turn: i
     text = f'<request feature="search" stage="{stage}" round="1">\n{prompt}\n</request>'
     messages: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart(text)])]
     known: dict[str, Any] = {
-        "run_key": RUN_KEY,
         "task_key": f"{RUN_KEY}/{stage}-1",
         "turn": turn,
         "messages": ModelMessagesTypeAdapter.dump_python(messages, mode="json", exclude_none=True),
         "parameters": _PLAIN_PARAMETERS,
     }
     return TurnRequest(**(known | fields))
+
+
+async def record_task(
+    owner: Executor,
+    *,
+    agent: str = "sylvia",
+    stage: str = "critique",
+    run_key: str = RUN_KEY,
+    brief: str = "Review it.",
+    revision: int = 1,
+    status: str = "running",
+    **fields: Any,
+) -> str:
+    """Record the first round of a stage as the core worker does before it asks the agent; returns its task key."""
+    key = f"{run_key}/{stage}-1"
+    task = task_row(status, task_key=key, agent=agent, stage=stage, task_type=stage, **fields)
+    await state.record(owner, RecordInput(run=run_row(revision, run_key=run_key, brief=brief), tasks=[task]))
+    return key
 
 
 def decode(data: bytes) -> Reply:

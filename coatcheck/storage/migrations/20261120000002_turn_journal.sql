@@ -42,7 +42,7 @@ $$;
 GRANT SELECT, INSERT, UPDATE ON llm_turns, llm_gateways TO coatcheck_gateway;
 GRANT SELECT, INSERT ON agent_playground_messages TO coatcheck_gateway;
 GRANT SELECT (workflow_id, description) ON workflows TO coatcheck_gateway;
-GRANT SELECT (execution_id, status, output_data) ON task_executions TO coatcheck_gateway;
+GRANT SELECT (execution_id, agent_id, status, output_data) ON task_executions TO coatcheck_gateway;
 
 -- migrate:down
 DO $$ BEGIN RAISE EXCEPTION 'migrations only go forward: restore a backup to go back'; END $$;

@@ -2,16 +2,19 @@
 -- $7 lease, $8 whether the claimer may take over from silent gateways. An in-flight turn of the claimer's own is an
 -- orphan: the claimer knows which calls it holds.
 --
+-- The task's row, which the core worker commits before it asks the agent, is the authority: without one of this agent's
+-- nothing is claimed and nothing is read, and turns are claimed and read only while it is running.
+--
 -- A row that another transaction is writing right now is waited for, but read as it was before, or not at all: asking
 -- again sees it.
-WITH finished AS MATERIALIZED (
-    SELECT output_data FROM task_executions
-    WHERE execution_id = $1 AND status = 'completed' AND output_data IS NOT NULL
+WITH task AS MATERIALIZED (
+    SELECT execution_id, status, output_data FROM task_executions WHERE execution_id = $1 AND agent_id = $3
 ),
 claimed AS (
     INSERT INTO llm_turns AS kept (task_key, turn, agent_id, status, gateway_id, request_sha256, model)
-    SELECT $1, $2::int, $3, 'in_flight', $4, $5, $6
-    WHERE NOT EXISTS (SELECT FROM finished)
+    SELECT task.execution_id, $2::int, $3, 'in_flight', $4, $5, $6
+    FROM task
+    WHERE task.status = 'running'
         AND ($2 = 1 OR EXISTS (SELECT FROM llm_turns WHERE task_key = $1 AND turn = $2 - 1 AND status = 'done'))
     ON CONFLICT (task_key, turn) DO UPDATE SET
         status = 'in_flight',
@@ -35,7 +38,8 @@ claimed AS (
     RETURNING calls, failures
 )
 SELECT
-    (SELECT output_data FROM finished) AS notice,
+    task.status AS task_status,
+    CASE WHEN task.status = 'completed' THEN task.output_data END AS notice,
     claimed.calls,
     claimed.failures,
     kept.status,
@@ -46,9 +50,10 @@ SELECT
         SELECT content FROM agent_playground_messages
         WHERE instance_id = $1 AND role = 'assistant' AND (metadata ->> 'turn')::int = $2
     ) END AS answer,
-    CASE WHEN $2 > 1 AND claimed.calls IS NULL AND kept.status IS NULL THEN (
+    CASE WHEN $2 > 1 AND task.status = 'running' AND claimed.calls IS NULL AND kept.status IS NULL THEN (
         SELECT coalesce(max(turn), 0) + 1 FROM llm_turns WHERE task_key = $1 AND status = 'done'
     ) END AS next_turn
 FROM (SELECT 1) AS always
+LEFT JOIN task ON true
 LEFT JOIN claimed ON true
-LEFT JOIN llm_turns AS kept ON kept.task_key = $1 AND kept.turn = $2
+LEFT JOIN llm_turns AS kept ON task.status = 'running' AND kept.task_key = $1 AND kept.turn = $2
