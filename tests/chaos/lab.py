@@ -92,18 +92,28 @@ class Lab:
         assert handle.first_execution_run_id is not None
         return Run(handle.id, handle.first_execution_run_id, feature)
 
-    async def calls(self, feature: str, count: int) -> None:
-        """Wait until so many model calls of the feature have been begun."""
-        await until(lambda: self.calls_begun(feature) >= count, f"{count} calls of {feature}")
+    async def calls(self, run: Run, count: int) -> None:
+        """Wait until so many model calls of the run's feature have been begun."""
+        await self._until(run, lambda: self.calls_begun(run.feature) >= count, f"{count} calls of {run.feature}")
 
-    async def call_in_flight(self, feature: str) -> None:
-        """Wait until a model call of the feature is under way."""
+    async def call_in_flight(self, run: Run) -> None:
+        """Wait until a model call of the run's feature is under way."""
 
         def begun_and_not_finished() -> bool:
-            events = Counter(line.event for line in self._bill() if line.feature == feature)
+            events = Counter(line.event for line in self._bill() if line.feature == run.feature)
             return events["started"] > events["finished"]
 
-        await until(begun_and_not_finished, f"a call of {feature} in flight")
+        await self._until(run, begun_and_not_finished, f"a call of {run.feature} in flight")
+
+    async def _until(self, run: Run, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something that only a run under way can bring about."""
+        ended = asyncio.create_task(self.ended(run))
+        try:
+            await until(lambda: condition() or ended.done(), what)
+        finally:
+            ended.cancel()
+        if not condition():
+            raise AssertionError(f"the run ended before {what}: {(await self.inspect(run)).violations}")
 
     def calls_begun(self, feature: str) -> int:
         """Model calls of the feature so far, finished or not."""

@@ -72,7 +72,7 @@ async def test_without_a_mutation_the_workers_are_the_product(mutants: MutantLab
 async def death(lab: Lab, point: str, feature: str) -> Findings:
     """A run in which somebody dies at `point`."""
     run = await lab.start(feature)
-    await lab.calls(feature, 2)
+    await lab.calls(run, 2)
     member = "core" if point.startswith("state.") else "agents"
     dead = await lab.death(member, point)
     await lab.recovery(member, dead, run)

@@ -72,9 +72,9 @@ async def test_a_reset_in_mid_run_joins_the_call_in_flight(lab: Lab) -> None:
     """What was finished is reused, and the call that the old execution began is the new one's."""
     feature = "reset-mid-run"
     run = await lab.start(feature)
-    await lab.calls(feature, 5)
+    await lab.calls(run, 5)
     async with lab.calls_held():
-        await lab.call_in_flight(feature)
+        await lab.call_in_flight(run)
         again = await reset(lab, run)
     await lab.ended(again)
     assert (await lab.inspect(again)).violations == []

@@ -16,7 +16,7 @@ async def test_a_server_is_killed(lab: Lab, server: str) -> None:
     """Kill -9 with three runs in flight; the supervisor starts it again on its port."""
     features = [f"kill-{server}-{number}" for number in range(3)]
     runs = [await lab.start(feature) for feature in features]
-    await lab.calls(features[-1], 3)
+    await lab.calls(runs[-1], 3)
     dead = lab.stack.kill(server)
     seconds = await lab.recovery(server, dead, *runs)
     print(f"{server} killed: the last of {len(runs)} runs ended {seconds:.1f} s after it was back")
@@ -30,7 +30,7 @@ async def test_a_server_stands_still(lab: Lab, server: str) -> None:
     """SIGSTOP for 3 s: connections stay open and nobody answers, which is not the same as a death."""
     features = [f"stop-{server}-{number}" for number in range(3)]
     runs = [await lab.start(feature) for feature in features]
-    await lab.calls(features[-1], 3)
+    await lab.calls(runs[-1], 3)
     async with lab.stopped(server):
         await asyncio.sleep(STANDSTILL_SECONDS)
     going_on = asyncio.get_running_loop().time()

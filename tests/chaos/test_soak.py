@@ -24,12 +24,14 @@ async def test_workers_die_at_every_point_under_load(lab: Lab) -> None:
     print(f"COATCHECK_CHAOS_SEED={seed}")
     plans = plan(random.Random(seed))
     over = asyncio.Event()
-    load = asyncio.create_task(keep_running(lab, over))
-    lost = await asyncio.gather(*(reap(lab, member, points) for member, points in plans.items()))
-    over.set()
-    runs = await load
-    findings = await lab.inspect(*runs, may_be_repeated=sum(lost))
-    print(f"{len(runs)} runs, {sum(map(len, plans.values()))} deaths, {sum(lost)} calls in flight in dying gateways")
+    async with asyncio.TaskGroup() as load:
+        running = load.create_task(keep_running(lab, over))
+        async with asyncio.TaskGroup() as deaths:
+            reapers = [deaths.create_task(reap(lab, member, points)) for member, points in plans.items()]
+        over.set()
+    runs, lost = running.result(), sum(reaper.result() for reaper in reapers)
+    findings = await lab.inspect(*runs, may_be_repeated=lost)
+    print(f"{len(runs)} runs, {sum(map(len, plans.values()))} deaths, {lost} calls in flight in dying gateways")
     assert findings.violations == []
     assert len(runs) >= AT_LEAST_RUNS
 
@@ -63,5 +65,7 @@ async def keep_running(lab: Lab, over: asyncio.Event) -> list[Run]:
             runs.append(run)
             await lab.ended(run)
 
-    await asyncio.gather(*(one_after_the_other() for _ in range(IN_FLIGHT)))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(IN_FLIGHT):
+            group.create_task(one_after_the_other())
     return runs

@@ -27,7 +27,7 @@ async def test_death_at_a_point(lab: Lab, member: str, point: str) -> None:
     """A worker dies at the point, once: no model call is made again, finished or in flight."""
     feature = point.replace(".", "-").replace("_", "-")
     run = await lab.start(feature)
-    await lab.calls(feature, BETWEEN_TWO_TURNS)
+    await lab.calls(run, BETWEEN_TWO_TURNS)
     dead = await lab.death(member, point)
     seconds = await lab.recovery(member, dead, run)
     print(f"{point}: ended {seconds:.1f} s after the {member} worker was back")
@@ -48,7 +48,7 @@ async def test_the_agents_worker_dies_in_the_middle_of_a_model_call(lab: Lab, an
     feature = f"mid-call-{answered}"
     async with lab.calls_held():
         run = await lab.start(feature)
-        await lab.calls(feature, 1)
+        await lab.calls(run, 1)
         dead = lab.stack.kill("agents")
         if answered == "once-asked-again":
             await lab.attempt(run, 2)
@@ -64,7 +64,7 @@ async def test_the_core_worker_dies_while_a_stage_works(lab: Lab) -> None:
     feature = "core-mid-run"
     async with lab.calls_held():
         run = await lab.start(feature)
-        await lab.calls(feature, 1)
+        await lab.calls(run, 1)
         dead = lab.stack.kill("core")
     seconds = await lab.recovery("core", dead, run)
     print(f"core mid-run: ended {seconds:.1f} s after the core worker was back")
@@ -78,10 +78,10 @@ async def test_a_gateway_takes_its_call_into_the_grave(lab: Lab, moment: str) ->
     """The stated exception: the one call that was in flight in a dying gateway is made again, and no other."""
     feature = f"gateway-{moment}"
     run = await lab.start(feature)
-    await lab.calls(feature, BETWEEN_TWO_TURNS)
+    await lab.calls(run, BETWEEN_TWO_TURNS)
     if moment == "in-flight":
         async with lab.calls_held():
-            await lab.call_in_flight(feature)
+            await lab.call_in_flight(run)
             dead = lab.stack.kill("gateway")
     else:
         dead = await lab.death("gateway", "llm.before_journal")
