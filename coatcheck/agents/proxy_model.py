@@ -59,6 +59,9 @@ class Spending:
 class ProxyModel(Model):
     """A pydantic-ai model for one task of one agent."""
 
+    _renders_retry_feedback = True
+    """Feedback on an unusable answer travels and is journalled as what it is; the proxy puts it into words."""
+
     def __init__(
         self,
         ask: AskProxy,

@@ -13,11 +13,20 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai.exceptions import UserError
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelRequestPart,
+    ModelResponse,
+    RetryFeedbackPart,
+    UserPromptPart,
+)
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
@@ -174,7 +183,7 @@ class LLMProxy:
     async def _conversation(self, request: TurnRequest) -> list[ModelMessage]:
         history = await self._journal.history(request.task_key, request.turn) if request.turn > 1 else []
         expanded = await self._claims.redeem(run_key_of(request.task_key), request.claims, history + request.messages)
-        return ModelMessagesTypeAdapter.validate_python(expanded)
+        return [_in_words(message) for message in ModelMessagesTypeAdapter.validate_python(expanded)]
 
     async def _ask(
         self, model: Model, messages: list[ModelMessage], settings: ModelSettings, parameters: ModelRequestParameters
@@ -251,6 +260,21 @@ async def _through_outage(operation: Callable[[], Awaitable[_Result]], *, at_mos
             _log.warning("a model turn waits for the database: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
+
+
+def _in_words(message: ModelMessage) -> ModelMessage:
+    """The message with feedback on an unusable answer as a text that every provider takes."""
+    if not isinstance(message, ModelRequest) or not any(isinstance(part, RetryFeedbackPart) for part in message.parts):
+        return message
+    return replace(message, parts=[_part_in_words(part) for part in message.parts])
+
+
+def _part_in_words(part: ModelRequestPart) -> ModelRequestPart:
+    """As pydantic-ai does it for a provider without system messages in mid-conversation; servers differ in that."""
+    if not isinstance(part, RetryFeedbackPart):
+        return part
+    text = part.model_response()
+    return UserPromptPart(f"<system>{text}</system>" if part.retry.cause == "no_output" else text)
 
 
 def _as_json(response: ModelResponse) -> dict[str, Any]:

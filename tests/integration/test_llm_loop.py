@@ -161,15 +161,40 @@ async def test_a_conversation_of_two_turns_is_replayed(team: Team, provider: Ope
     assert paid_twice(provider.bill) == {}
 
 
-@pytest.mark.parametrize("do", ["bad_json", "missing_field", "wrong_enum", "text", "empty_content"])
-async def test_a_wrong_report_is_asked_for_again(team: Team, provider: OpenAIServer, do: Any) -> None:
-    """The model is told what is wrong and gets it right; a second attempt replays both turns."""
+@pytest.mark.parametrize(
+    ("do", "role", "asked_as", "words"),
+    [
+        ("bad_json", "tool", "tool", "Invalid JSON"),
+        ("missing_field", "tool", "tool", "Field required"),
+        ("wrong_enum", "tool", "tool", "Input should be"),
+        ("text", "system", "user", "<system>Please include your response in a tool call.</system>"),
+        ("empty_content", "system", "user", "<system>Please include your response in a tool call.</system>"),
+    ],
+)
+async def test_a_wrong_report_is_asked_for_again(  # noqa: PLR0917
+    team: Team, provider: OpenAIServer, pool: Pool, do: Any, role: str, asked_as: str, words: str
+) -> None:
+    """The model is told what is wrong and gets it right; the journal has it as an error, and replays both turns."""
     provider.script.add(Step(do=do))
     notice = await team.run("cynthia")
     assert notice.status == "complete"
-    assert len(calls(provider.bill)) == 2
+    asked = provider.requests[1]["messages"][-1]
+    assert asked["role"] == asked_as
+    assert words in asked["content"]
+    rows = await pool.fetch("SELECT role, is_error FROM agent_playground_messages ORDER BY message_id")
+    journalled = [("user", False), ("assistant", False), (role, True), ("assistant", False)]
+    assert [tuple(row) for row in rows] == journalled
     assert ticket(await team.run("cynthia", attempt=2)) == ticket(notice)
     assert len(calls(provider.bill)) == 2
+
+
+async def test_a_tools_refusal_is_journalled_as_an_error(team: Team, provider: OpenAIServer, pool: Pool) -> None:
+    """The agent fetches what nobody has delivered, and is told so."""
+    provider.script.add(Step(do="fetch", arguments={"stage": "research"}))
+    await team.run("roy")
+    rows = await pool.fetch("SELECT role, is_error FROM agent_playground_messages ORDER BY message_id")
+    assert [tuple(row) for row in rows][2:] == [("tool", True), ("assistant", False)]
+    assert "no stage 'research' has delivered yet" in provider.requests[1]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize("do", ["bad_json", "missing_field", "wrong_enum", "text", "empty_content"])
