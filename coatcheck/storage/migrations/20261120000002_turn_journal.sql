@@ -28,6 +28,10 @@ CREATE TABLE llm_gateways (
     seen_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
 );
 
+-- Not compressed: a report of 20 KB is here only until its task is recorded, and compressing it was half of
+-- PostgreSQL's CPU for a turn (0.9 ms against 0.5 ms, and 1.9 ms against 1.3 ms of waiting).
+ALTER TABLE agent_playground_messages ALTER COLUMN content SET STORAGE EXTERNAL;
+
 -- Roles belong to the cluster: another database may have made it already, or be making it now.
 DO $$
 BEGIN
