@@ -11,6 +11,8 @@ from schemas.conversation import Claim
 ReadBrief = Callable[[str], Awaitable[str]]
 """Run key → the run's brief."""
 
+MAX_BRIEFS = 200
+"""Briefs kept in memory: as many runs as can be in flight; at most 50 MB."""
 _CLAIMING_PARTS = frozenset({"user-prompt", "tool-return"})
 """Where the agent's own code puts markers; answers of the model are never expanded."""
 
@@ -21,6 +23,7 @@ class ClaimDesk:
     def __init__(self, *, deliverables: DeliverableService, read_brief: ReadBrief) -> None:
         self._deliverables = deliverables
         self._read_brief = read_brief
+        self._briefs: dict[str, str] = {}
 
     async def redeem(self, run_key: str, claims: list[Claim], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A copy of the messages with every listed marker replaced.
@@ -35,8 +38,17 @@ class ClaimDesk:
 
     async def _content(self, run_key: str, claim: Claim) -> str:
         if claim.deliverable is None:
-            return await self._read_brief(run_key)
+            return await self._brief(run_key)
         return (await self._deliverables.fetch(claim.deliverable)).deliverable.content
+
+    async def _brief(self, run_key: str) -> str:
+        """Every turn of a run has it, and it never changes."""
+        if run_key not in self._briefs:
+            brief = await self._read_brief(run_key)
+            if len(self._briefs) >= MAX_BRIEFS:
+                del self._briefs[next(iter(self._briefs))]
+            self._briefs[run_key] = brief
+        return self._briefs[run_key]
 
 
 def _texts(messages: list[dict[str, Any]]) -> Iterable[str]:
