@@ -25,7 +25,7 @@ from temporalio.service import RPCError
 
 from coatcheck.failpoints import POINTS
 from coatcheck.localstack import DEFAULT_WORKERS, LocalStack, WorkerSpec
-from coatcheck.localstack.status import NatsStatus
+from coatcheck.localstack.status import MemberState, NatsStatus
 from tests.chaos.checker import Violation, violations
 from tests.chaos.evidence import Evidence, Investigator, Run
 from tests.providers.bill import BillLine
@@ -119,6 +119,11 @@ class Lab:
         """Model calls of the feature so far, finished or not."""
         return sum(line.event == "started" and line.feature == feature for line in self._bill())
 
+    async def more_calls(self, count: int) -> None:
+        """Wait until so many more model calls have been finished, whoever's they are."""
+        before = self._calls_finished()
+        await until(lambda: self._calls_finished() >= before + count, f"{count} more calls")
+
     async def ended(self, run: Run) -> float:
         """Wait for the end of a run, whatever happens to the server meanwhile; returns when it came (monotonic)."""
         handle = self.temporal.get_workflow_handle(run.workflow_id, run_id=run.last_run_id or run.first_run_id)
@@ -158,7 +163,12 @@ class Lab:
 
     async def back(self, member: str, dead: int) -> float:
         """Wait until the supervisor has brought a member back; returns when that was (monotonic)."""
-        await asyncio.to_thread(self.stack.wait_running, member, other_than=dead)
+
+        def running_again() -> bool:
+            status = self.stack.status().member(member)
+            return status.state == MemberState.RUNNING and status.pid not in (None, dead)
+
+        await until(running_again, f"the {member} to be back")
         return time.monotonic()
 
     async def recovery(self, member: str, dead: int, *runs: Run) -> float:
@@ -216,6 +226,9 @@ class Lab:
         finally:
             await connection.close()
         return count
+
+    def _calls_finished(self) -> int:
+        return sum(line.event == "finished" for line in self._bill())
 
     def _bill(self) -> list[BillLine]:
         """Every line so far; only the new ones are read."""
