@@ -43,8 +43,9 @@ def test_a_run_is_followed_to_its_end(delivered: Outcome) -> None:
     assert [row[0] for row in rows] == STAGES
     assert {row[2] for row in rows} == {"done"}
     assert "invoice-export: completed, 6 of 6 stages" in delivered.out
-    assert "critique: round 1 done in" in delivered.err
-    assert "research: cynthia works on round 2" in delivered.err
+    # Rounds that are shorter than the pause between two looks may be missed; the last of each stage never is.
+    assert "critique: round 2 done in" in delivered.err
+    assert "statistics: round 1 done in" in delivered.err
 
 
 def test_a_deliverable_is_fetched_by_subject_and_by_number(delivered: Outcome, cli: Cli) -> None:

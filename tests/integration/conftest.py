@@ -11,9 +11,13 @@ from schemas.streams import STREAMS
 from tests.integration.nats_clients import client_as
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def core(nats_server: NatsStatus) -> AsyncIterator[NatsClient]:
-    """The core worker's client; every stream exists."""
+    """The core worker's client; every stream exists.
+
+    Not for the session: while other files run tests that are not async, the loop stands still, and a client that has
+    answered no ping for 20 s is cut off.
+    """
     async with client_as(nats_server, "core") as client:
         await ensure_streams(client, STREAMS)
         yield client
