@@ -15,7 +15,7 @@ from pydantic_ai import Agent, ModelRetry, RunContext, ToolOutput
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.usage import RunUsage, UsageLimits
 
-from coatcheck.agents.prompt import build_prompt, deliverable_claim, deliverable_section
+from coatcheck.agents.prompt import READING_RULES, build_prompt, deliverable_claim, deliverable_section
 from coatcheck.agents.proxy_model import AskProxy, ProxyModel, TaskFinishedError
 from coatcheck.agents.reports import Report, report_model
 from coatcheck.agents.roles import FETCH_DELIVERABLE, SUBMIT_REPORT, Role, load_instructions
@@ -161,7 +161,7 @@ def _agent(role: Role) -> Agent[Desk, Report]:
     agent = Agent(
         deps_type=Desk,
         output_type=ToolOutput(report_model(role.kind), name=SUBMIT_REPORT),
-        instructions=load_instructions(role),
+        instructions=f"{load_instructions(role)}\n\n{READING_RULES}",
         retries=role.output_retries,
     )
     if FETCH_DELIVERABLE in role.tools:
