@@ -32,7 +32,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "core"))
-        await check_sync_always(settings.nats_monitor_url)
+        await _check_durability(settings.nats_monitor_url)
         refuse_lost_streams(await stream_statuses(nats, STREAMS), await recorded_sequences(pool))
         for status in await ensure_streams(nats, STREAMS):
             for difference in status.drift:
@@ -52,3 +52,11 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
             )
         )
         await lifecycle.serve()
+
+
+async def _check_durability(monitor_url: str | None) -> None:
+    """Refuse a server that is known not to sync; one that nobody can ask (no monitor) is only warned about."""
+    if monitor_url is None:
+        _log.warning("NATS_MONITOR_URL is not set, so nobody can tell whether NATS syncs every write (sync_interval)")
+        return
+    await check_sync_always(monitor_url)
