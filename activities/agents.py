@@ -12,8 +12,8 @@ from schemas.activities import RunStageInput, stage_activity
 from schemas.notice import Notice
 from schemas.workflow_ids import task_key
 
-HEARTBEAT_SECONDS = 2.0
-"""Well below the heartbeat timeout of 5 s, so that one late beat is not a death."""
+HEARTBEAT_SECONDS = 3.0
+"""Half the heartbeat time-out: one late beat is not a death. Not less, since each beat costs the server a write."""
 
 StageActivity = Callable[[RunStageInput], Awaitable[Notice]]
 

@@ -88,7 +88,7 @@ def stage_activity(agent: str, task_type: str) -> str:
 
 STAGE_START_TO_CLOSE: Final = timedelta(minutes=60)
 STAGE_SCHEDULE_TO_CLOSE: Final = timedelta(hours=24)
-STAGE_HEARTBEAT_TIMEOUT: Final = timedelta(seconds=5)
+STAGE_HEARTBEAT_TIMEOUT: Final = timedelta(seconds=6)
 """How long a dead agent worker goes unnoticed. Short, so that a run goes on within 10 s of a worker being back."""
 STAGE_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1),

@@ -30,8 +30,8 @@ TURN_TIMEOUT_SECONDS: Final = 8.0
 """The proxy answers or says `pending` within 5 s; 3 s more and it is gone."""
 GRACE: Final = timedelta(seconds=20)
 """For the turn under way; whoever is cut off goes on from the journal."""
-HEARTBEAT_INTERVAL: Final = timedelta(seconds=2)
-"""Temporal sends at most one beat in this time; it would otherwise wait for 80% of the time-out of 5 s."""
+HEARTBEAT_INTERVAL: Final = timedelta(seconds=2.5)
+"""Temporal sends at most one beat in this time; it would otherwise wait for 80% of the time-out."""
 
 
 async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] = ()) -> None:
