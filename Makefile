@@ -9,7 +9,7 @@ export COATCHECK_DATA_DIR ?= .coatcheck
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint types layers format format-check check bench pins clean
+.PHONY: help demo up down status test lint types layers format format-check check schema bench pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ layers: $(VENV)/.dev-stamp ## Check which package imports which
 	@$(BIN)/lint-imports
 
 check: lint format-check types layers ## Everything but the tests
+
+schema: $(VENV)/.run-stamp ## Write the JSON schema of coatcheck.toml
+	@$(BIN)/coatcheck config schema > docs/reference/coatcheck.schema.json
 
 bench: $(VENV)/.dev-stamp ## Measure speed and size, as ratios
 	@$(BIN)/python -m tests.benchmarks

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from temporalio import activity
 
 from coatcheck.agents.loop import StageRunner, Task
-from coatcheck.agents.roles import Role
 from schemas.activities import RunStageInput, stage_activity
 from schemas.notice import Notice
+from schemas.roles import Role
 from schemas.workflow_ids import task_key
 
 HEARTBEAT_SECONDS = 3.0
@@ -25,7 +25,8 @@ def stage_activity_for(role: Role, runner: StageRunner) -> StageActivity:
     async def run_stage(stage_input: RunStageInput) -> Notice:
         info = activity.info()
         assert info.workflow_id is not None
-        order = stage_input.order(info.workflow_id, info.activity_id)
+        assert info.workflow_run_id is not None
+        order = stage_input.order(info.workflow_id, info.workflow_run_id, info.activity_id)
         task = Task(order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
         async with _heartbeats():
             return await runner.run(task)

@@ -4,8 +4,10 @@
     ├── DependencyDownError          a server that we need is away; exit code 3
     │   ├── MessagingUnavailableError
     │   └── StorageUnavailableError
+    ├── ConfigError                  `coatcheck.toml` is wrong; exit code 2
     ├── NotAuthorizedError           this identity may not use that subject or task
     ├── MessagingRefusedError        JetStream's own refusal, with its error code
+    ├── KeyChangedError              somebody else wrote the key-value entry since it was read
     ├── MessagingUnsafeError         the NATS server would lose acknowledged messages
     ├── DeliverableError
     │   ├── DeliverableTooLargeError
@@ -19,6 +21,10 @@
     ├── WorkerStoppingError
     ├── TaskClosedError              the task failed or was cancelled, so no model call is made for it
     ├── TurnOutOfOrderError
+    ├── ArtifactInvalidError         a path that leads out, too many files or bytes
+    ├── CommandFailedError           a command agent failed, ran out of time or left no deliverable
+    ├── ChecksUnavailableError       the isolation that checks must have is not to be had here
+    ├── StageParkedError             no model can be asked for a while: the workflow waits, no attempt is used up
     └── TurnRefusedError             the LLM proxy's typed refusal
 
 `code` is the dotted name that crosses process borders (`schemas.errors`), `retryable` says whether trying again can
@@ -61,6 +67,12 @@ class StorageUnavailableError(DependencyDownError):
     code = codes.STORAGE_UNAVAILABLE
 
 
+class ConfigError(CoatcheckError):
+    """`coatcheck.toml` cannot be read, or something in it is wrong; one line per mistake, with file, line and key."""
+
+    code = "config.invalid"
+
+
 class NotAuthorizedError(CoatcheckError):
     """This identity may not publish or subscribe there, or the task is not its own."""
 
@@ -76,6 +88,12 @@ class MessagingRefusedError(CoatcheckError):
         super().__init__(message, hint=hint)
         self.err_code = err_code
         """JetStream's `err_code`; several of them share one HTTP-like code, so branch on this."""
+
+
+class KeyChangedError(CoatcheckError):
+    """The entry is not at the revision that its writer has read: read it again, then decide."""
+
+    code = "keyvalue.changed"
 
 
 class MessagingUnsafeError(CoatcheckError):
@@ -155,6 +173,34 @@ class TurnOutOfOrderError(CoatcheckError):
     """A model turn was asked for while an earlier one of its task is not finished."""
 
     code = "turn.out_of_order"
+
+
+class ArtifactInvalidError(CoatcheckError):
+    """A file's path is no plain relative path, or there are too many files or bytes."""
+
+    code = codes.ARTIFACT_INVALID
+
+
+class CommandFailedError(CoatcheckError):
+    """A command agent ended with an error, ran out of time, or left no usable deliverable."""
+
+    code = codes.COMMAND_FAILED
+
+
+class ChecksUnavailableError(CoatcheckError):
+    """Checks must be isolated here, and this system cannot do it."""
+
+    code = codes.CHECKS_UNAVAILABLE
+
+
+class StageParkedError(CoatcheckError):
+    """Every model of the chain is closed; the workflow waits durably and begins the round again."""
+
+    code = codes.PROVIDER_PARKED
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class TurnRefusedError(CoatcheckError):

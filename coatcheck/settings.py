@@ -5,12 +5,17 @@ Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers 
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coatcheck.errors import CoatcheckError
+
+
+def _none_if_empty(value: Any) -> Any:
+    """A stack without a file says so to its workers, whatever the environment that it was started in says."""
+    return value or None
 
 
 class Settings(BaseSettings):
@@ -20,6 +25,10 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".coatcheck")
     """Data, logs, keys and status of the local stack."""
+    config_file: Annotated[Path | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("COATCHECK_CONFIG")
+    )
+    """`coatcheck.toml`; the defaults when absent or empty. Workers take just this, commands look for the file too."""
 
     temporal_address: str | None = Field(None, validation_alias=AliasChoices("TEMPORAL_ADDRESS"))
     temporal_namespace: str = Field("default", validation_alias=AliasChoices("TEMPORAL_NAMESPACE"))
@@ -34,7 +43,8 @@ class Settings(BaseSettings):
     """A role that may only journal turns; `DATABASE_URL` when absent."""
 
     model: str | None = None
-    """`provider:model`, such as `openai:gpt-5-mini`, `anthropic:claude-sonnet-4-5` or `scripted`."""
+    """`provider:model`, such as `openai:gpt-5-mini`, `anthropic:claude-sonnet-4-5` or `scripted`; several, separated by
+    commas, are asked in that order."""
     openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY"))
     openai_base_url: str | None = Field(None, validation_alias=AliasChoices("OPENAI_BASE_URL"))
     anthropic_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("ANTHROPIC_API_KEY"))
@@ -66,6 +76,16 @@ class Settings(BaseSettings):
     def require_gateway_database_url(self) -> str:
         """The DSN with the gateway's role; the owner's when none is set."""
         return _require(_secret(self.gateway_database_url or self.database_url), "GATEWAY_DATABASE_URL or DATABASE_URL")
+
+    @property
+    def workspaces_dir(self) -> Path:
+        """Where agents' files lie while they work on them; nothing in it has to survive."""
+        return self.data_dir / "workspaces"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of `COATCHECK_MODEL`, in order of preference."""
+        return tuple(name.strip() for name in (self.model or "").split(",") if name.strip())
 
     @property
     def keys_dir(self) -> Path:

@@ -11,7 +11,7 @@ from temporalio.common import RetryPolicy
 
 from schemas.deliverable import DeliverableRef
 from schemas.errors import PAYLOADS_TOO_LARGE
-from schemas.workflow_ids import run_key
+from schemas.workflow_ids import feature_of, run_key
 
 MAX_RESULT_BYTES: Final = 8 * 1024
 """The claim-check rule: a larger activity result is refused by the worker's interceptor."""
@@ -35,8 +35,6 @@ class StageOrder(BaseModel):
     round: int
     inputs: list[StageInputRef] = []
     """Deliverables handed to the agent; for a later round also its own last one and the review that asked for it."""
-    tickets: list[StageInputRef] = []
-    """Other deliverables of the run, which the agent may fetch when it needs them."""
     comment: str = ""
     """A person's words, when a decision asked for this round."""
 
@@ -44,40 +42,48 @@ class StageOrder(BaseModel):
 class RunStageInput(BaseModel):
     """A `StageOrder` on the wire, without what the activity already knows: each byte is in every run's history."""
 
-    run: str
-    """The first execution's run id."""
-    feature: str
+    run: str | None = None
+    """The first execution's run id; left out while it is the current one, as it is until a reset."""
+    feature: str | None = None
+    """Left out when the workflow id tells it (`schemas.workflow_ids.feature_of`)."""
     inputs: dict[str, str] = {}
     """Stage → ticket (`DeliverableRef.to_ticket`)."""
-    tickets: dict[str, str] = {}
     comment: str = ""
 
     @classmethod
-    def of(cls, order: StageOrder) -> Self:
-        """The wire form; empty fields are left unset and so left out."""
-        fields: dict[str, Any] = {"run": order.run_key.rpartition("/")[2], "feature": order.feature}
-        for name, refs in (("inputs", order.inputs), ("tickets", order.tickets)):
-            if refs:
-                fields[name] = {item.stage: item.ref.to_ticket() for item in refs}
+    def of(cls, order: StageOrder, run_id: str) -> Self:
+        """The wire form for an activity of the execution `run_id`; empty fields are left unset and so left out."""
+        fields: dict[str, Any] = {}
+        workflow_id, _, first_run_id = order.run_key.rpartition("/")
+        if first_run_id != run_id:
+            fields["run"] = first_run_id
+        if feature_of(workflow_id) != order.feature:
+            fields["feature"] = order.feature
+        if order.inputs:
+            fields["inputs"] = {item.stage: item.ref.to_ticket() for item in order.inputs}
         if order.comment:
             fields["comment"] = order.comment
         return cls(**fields)
 
-    def order(self, workflow_id: str, activity_id: str) -> StageOrder:
-        """The order that this input means inside the activity `activity_id` of `workflow_id`."""
+    def order(self, workflow_id: str, run_id: str, activity_id: str) -> StageOrder:
+        """The order that this input means inside the activity `activity_id` of the execution `run_id`."""
         stage, _, round_number = activity_id.rpartition("-")
         return StageOrder(
-            run_key=run_key(workflow_id, self.run),
-            feature=self.feature,
+            run_key=run_key(workflow_id, self.run or run_id),
+            feature=self.feature or feature_of(workflow_id),
             stage=stage,
             round=int(round_number),
-            inputs=_references(self.inputs),
-            tickets=_references(self.tickets),
+            inputs=references(self.inputs),
             comment=self.comment,
         )
 
 
-def _references(tickets: dict[str, str]) -> list[StageInputRef]:
+def references(tickets: dict[str, str]) -> list[StageInputRef]:
+    """Stage → ticket, read.
+
+    Raises:
+        ValueError: one is no ticket.
+    """
     return [StageInputRef(stage=stage, ref=DeliverableRef.from_ticket(ticket)) for stage, ticket in tickets.items()]
 
 

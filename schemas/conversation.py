@@ -39,8 +39,8 @@ class TurnRequest(BaseModel):
     task_key: str
     """It has the run key in it, and with it the brief that may be claimed."""
     turn: int = Field(ge=1)
-    model: str | None = None
-    """`provider:model`; the proxy's default when absent."""
+    models: list[str] = []
+    """`provider:model` in order of preference; the proxy's own chain when empty."""
     messages: list[dict[str, Any]]
     """pydantic-ai messages since the last answer; the proxy has the earlier ones."""
     parameters: dict[str, Any]
@@ -49,6 +49,26 @@ class TurnRequest(BaseModel):
     """pydantic-ai `ModelSettings`."""
     claims: list[Claim] = []
     """Of all turns so far."""
+
+
+class RedeemRequest(BaseModel):
+    """Ask for a text with its claims replaced, for an agent that is no model of ours: a command.
+
+    The task must be recorded as the asking agent's and as running.
+    """
+
+    task_key: str
+    text: str
+    claims: list[Claim]
+
+
+class RedeemReply(BaseModel):
+    """The text, or why not."""
+
+    text: str | None = None
+    code: str | None = None
+    message: str = ""
+    retryable: bool = False
 
 
 class TurnAnswer(BaseModel):
@@ -78,6 +98,16 @@ class TurnFinished(BaseModel):
     notice: Notice
 
 
+class TurnParked(BaseModel):
+    """No model of the chain can be asked now: nothing was called and nothing failed; the stage waits elsewhere."""
+
+    kind: Literal["parked"] = "parked"
+    reason: str
+    """Which models are closed and why, for people."""
+    retry_after_seconds: float
+    """Until the first of them may be asked again, with jitter."""
+
+
 class TurnError(BaseModel):
     """A typed refusal."""
 
@@ -91,4 +121,4 @@ class TurnError(BaseModel):
 class TurnReply(BaseModel):
     """The proxy's reply."""
 
-    reply: TurnAnswer | TurnPending | TurnFinished | TurnError = Field(discriminator="kind")
+    reply: TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError = Field(discriminator="kind")

@@ -1,15 +1,21 @@
 """A deliverable: what an agent checks in. The full body lives on its stream, a reference travels."""
 
+import unicodedata
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from schemas.streams import stream_name
 
 HEADER_MESSAGE_ID: Final = "Nats-Msg-Id"
 HEADER_SCHEMA: Final = "Coatcheck-Schema"
 HEADER_TASK: Final = "Coatcheck-Task"
 HEADER_SHA256: Final = "Content-SHA256"
 SCHEMA: Final = "deliverable/1"
+_STREAM_PREFIX: Final = stream_name("")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -27,12 +33,42 @@ class DeliverableMetadata(BaseModel):
     duration_minutes: float = 0
 
 
+MAX_ARTIFACTS: Final = 10_000
+"""Files of one deliverable: their list has to fit into the message."""
+MAX_ARTIFACT_BYTES: Final = 256 * 1024 * 1024
+"""All files of one deliverable together."""
+MAX_PATH_BYTES: Final = 240
+
+
+def check_artifact_path(value: str) -> str:
+    """Return a path that means the same file below any folder, on any system.
+
+    Raises:
+        ValueError: it is empty, absolute, too long, not in NFC, has `..`, `.`, an empty or a `.git` part, a backslash,
+            a colon, a control character, or a part that ends with a dot or a space.
+    """
+    if not value or len(value.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
+        raise ValueError(f"a path has 1 to {MAX_PATH_BYTES} bytes")
+    if any(unicodedata.category(character) == "Cc" or character in "\\:" for character in value):
+        raise ValueError(f"the path {value!r} has a control character, a backslash or a colon")
+    if value.encode("utf-8", "replace").decode() != value or unicodedata.normalize("NFC", value) != value:
+        raise ValueError(f"the path {value!r} is not composed Unicode (NFC)")
+    for part in value.split("/"):
+        if part in {"", ".", ".."} or part[-1] in ". " or part.casefold() == ".git":
+            raise ValueError(f"the path {value!r} is not a plain relative path such as 'src/app.py'")
+    return str(PurePosixPath(value))
+
+
+ArtifactPath = Annotated[str, AfterValidator(check_artifact_path)]
+"""A plain relative POSIX path, such as `src/app.py`."""
+
+
 class Artifact(BaseModel):
     """A file that belongs to a deliverable; its bytes are stored under their sha256."""
 
     model_config = ConfigDict(frozen=True)
 
-    path: str
+    path: ArtifactPath
     sha256: Sha256
     bytes: int
     media_type: str
@@ -61,8 +97,9 @@ class DeliverableRef(BaseModel):
     bytes: int
 
     def to_ticket(self) -> str:
-        """The reference as `stream:sequence:sha256:bytes`, the short form that histories keep."""
-        return f"{self.stream}:{self.sequence}:{self.sha256}:{self.bytes}"
+        """The reference as `research:42:<sha256 in base64url>:20000`, the short form that histories keep."""
+        digest = urlsafe_b64encode(bytes.fromhex(self.sha256)).decode().rstrip("=")
+        return f"{self.stream.removeprefix(_STREAM_PREFIX)}:{self.sequence}:{digest}:{self.bytes}"
 
     @classmethod
     def from_ticket(cls, ticket: str) -> Self:
@@ -71,8 +108,9 @@ class DeliverableRef(BaseModel):
         Raises:
             ValueError: it is not a ticket.
         """
-        stream, sequence, sha256, size = ticket.split(":")
-        return cls(stream=stream, sequence=int(sequence), sha256=sha256, bytes=int(size))
+        task_type, sequence, digest, size = ticket.split(":")
+        sha256 = urlsafe_b64decode(f"{digest}=").hex()
+        return cls(stream=stream_name(task_type), sequence=int(sequence), sha256=sha256, bytes=int(size))
 
 
 class StoredDeliverable(BaseModel):

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from schemas.deliverable import DeliverableRef, Sha256
+from schemas.evidence import EvidenceSummary
 
 MAX_NOTICE_BYTES: Final = 1024
 MAX_SUMMARY_CHARACTERS: Final = 120
@@ -36,6 +37,8 @@ class NoticeMetadata(BaseModel):
     round: int
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_cached: int | None = None
+    """Of `tokens_in`, those that the provider had cached; left out when none."""
     cost_usd: Decimal | None = None
     """Decimal as a string; left out when the price is unknown, which is not the same as free."""
     attempt: int | None = None
@@ -43,6 +46,10 @@ class NoticeMetadata(BaseModel):
     verdict: Verdict | None = None
     rework: list[str] | None = None
     """Stages that a failed test sends back."""
+    findings: list[str] | None = None
+    """Of a review: one `FindingMark` per open finding."""
+    evidence: EvidenceSummary | None = None
+    """Of a test: what the declared checks did."""
     trace_id: str | None = None
 
 

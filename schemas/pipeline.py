@@ -1,9 +1,10 @@
 """The pipeline's request, its stage graph as data, decisions of people, progress and result."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +13,7 @@ from schemas.notice import Notice, Verdict
 from schemas.subjects import Slug
 
 MAX_BRIEF_BYTES: Final = 256 * 1024
+DEFAULT_TENANT: Final = "default"
 DECISION_TIMEOUT_SECONDS: Final = int(timedelta(days=7).total_seconds())
 """As long as the streams keep what was reviewed."""
 
@@ -43,14 +45,14 @@ class StageKind(StrEnum):
 class Stage(BaseModel):
     """One node of the stage graph."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: Slug
     agent: Slug
     task_type: Slug
     kind: StageKind = StageKind.WORK
     needs: tuple[Slug, ...] = ()
-    """Stages whose latest deliverable the agent is handed, as references."""
+    """Stages whose latest deliverable the agent is handed, as references; it starts when they are done."""
     reviews: Slug | None = None
     """For a review: the stage that a `revise` sends back."""
     reworks: tuple[Slug, ...] = ()
@@ -60,9 +62,46 @@ class Stage(BaseModel):
     max_rounds: Annotated[int, Field(ge=1, le=20)] = 3
     """Rounds of this stage before a person is asked."""
 
+    @property
+    def sends_back(self) -> tuple[str, ...]:
+        """The stages that this one may order to do their work again."""
+        return (self.reviews,) if self.reviews is not None else self.reworks
+
+
+class GraphFault(NamedTuple):
+    """What is wrong with a stage's place in the graph."""
+
+    position: int
+    """Of the stage."""
+    field: str
+    """The field of `Stage` that says it."""
+    message: str
+
+
+def graph_faults(stages: Sequence[Stage]) -> list[GraphFault]:
+    """Everything that keeps `stages` from being a graph in which each stage builds on earlier ones."""
+    faults: list[GraphFault] = []
+    seen: set[str] = set()
+    for index, stage in enumerate(stages):
+        name = f"stage {stage.name!r}"
+        if stage.name in seen:
+            faults.append(GraphFault(index, "name", f"two stages are named {stage.name!r}"))
+        for field, others in (("needs", stage.needs), ("reviews", stage.reviews), ("reworks", stage.reworks)):
+            for other in (others,) if isinstance(others, str) else others or ():
+                if other not in seen:
+                    told = f"{name} refers to {other!r}, which is not an earlier stage"
+                    faults.append(GraphFault(index, field, told))
+        if (stage.kind is StageKind.REVIEW) != (stage.reviews is not None):
+            faults.append(GraphFault(index, "reviews", f"{name}: a review, and only a review, names what it reviews"))
+        if (stage.kind is StageKind.TEST) != bool(stage.reworks):
+            told = f"{name}: a test, and only a test, names what it may send back"
+            faults.append(GraphFault(index, "reworks", told))
+        seen.add(stage.name)
+    return faults
+
 
 class Pipeline(BaseModel):
-    """Stages in the order in which they run; each needs only earlier ones."""
+    """Stages, each of which starts as soon as those that it waits for are done; so some may run at the same time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,18 +110,8 @@ class Pipeline(BaseModel):
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
-        seen: dict[str, Stage] = {}
-        for stage in self.stages:
-            if stage.name in seen:
-                raise ValueError(f"two stages are named {stage.name!r}")
-            for other in (*stage.needs, *stage.reworks, *([stage.reviews] if stage.reviews else [])):
-                if other not in seen:
-                    raise ValueError(f"stage {stage.name!r} refers to {other!r}, which is not an earlier stage")
-            if (stage.kind is StageKind.REVIEW) != (stage.reviews is not None):
-                raise ValueError(f"stage {stage.name!r}: a review, and only a review, names what it reviews")
-            if (stage.kind is StageKind.TEST) != bool(stage.reworks):
-                raise ValueError(f"stage {stage.name!r}: a test, and only a test, names what it may send back")
-            seen[stage.name] = stage
+        if faults := graph_faults(self.stages):
+            raise ValueError("; ".join(fault.message for fault in faults))
         return self
 
     def stage(self, name: str) -> Stage:
@@ -95,6 +124,18 @@ class Pipeline(BaseModel):
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    def waits_for(self, stage: Stage) -> frozenset[str]:
+        """Names of the stages that must be done before `stage` starts.
+
+        What it needs or judges, and each earlier stage that may still send one of those back: nobody builds on a
+        text that a review is about to change, and no two stages send the same one back at once.
+        """
+        waits = {*stage.needs, *stage.sends_back}
+        for earlier in self.stages[: self.stages.index(stage)]:
+            if waits.intersection(earlier.sends_back):
+                waits.add(earlier.name)
+        return frozenset(waits)
 
 
 DEFAULT_PIPELINE: Final = Pipeline(
@@ -132,7 +173,9 @@ class FeatureRequest(BaseModel):
     feature: Annotated[Slug, Field(strict=True)]
     brief: Annotated[str, Field(strict=True), AfterValidator(check_brief)]
     """What is wanted, in the requester's words."""
-    tenant: Annotated[Slug, Field(strict=True)] = "default"
+    tenant: Annotated[Slug, Field(strict=True)] = DEFAULT_TENANT
+    priority: Annotated[int, Field(strict=True, ge=1, le=5)] = 3
+    """1 goes first; Temporal's own priority for the run's activities."""
     gates: tuple[Slug, ...] = ()
     """Stages after which a person decides, besides those that the pipeline marks."""
     decision_timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=90 * 86_400)] = DECISION_TIMEOUT_SECONDS
@@ -193,6 +236,8 @@ class StageState(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
     WAITING = "waiting"
+    PARKED = "parked"
+    """No model can be asked for a while; a durable timer starts the round again."""
     DONE = "done"
     FAILED = "failed"
 
@@ -225,6 +270,9 @@ class StageProgress(BaseModel):
     cost_usd: Decimal | None = Decimal(0)
     """Over all rounds; `None` when a price is unknown."""
     summary: str = ""
+    reason: str = ""
+    """Why it is parked, or why it was accepted, when it did not simply finish."""
+    parked_until: datetime | None = None
     started_at: datetime | None = None
     seconds: float | None = None
     """Duration of the latest round."""
@@ -237,7 +285,8 @@ class Progress(BaseModel):
     status: RunStatus
     run_key: str
     stages: list[StageProgress]
-    waiting: Waiting | None = None
+    waiting: list[Waiting] = []
+    """What people are asked; more than one only where stages run at the same time."""
     error: str | None = None
 
 
@@ -248,9 +297,10 @@ class StageOutcome(BaseModel):
     agent: str
     rounds: int
     verdict: Verdict | None = None
-    subject: str
     message: str
     """`STREAM:SEQUENCE`, as `coatcheck fetch` takes it."""
+    reason: str = ""
+    """Why a review or a test was over: approved, passed on evidence, only minor findings left, or a person's word."""
     tokens: int
     cost_usd: Decimal | None
 

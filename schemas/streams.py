@@ -1,6 +1,11 @@
-"""JetStream streams as data: names, subjects and limits of the seed (003, Agent Streams and Retention)."""
+"""JetStream streams as data: names, subjects and limits of the seed (003, Agent Streams and Retention).
 
-from typing import Final
+Buckets are streams too: a key-value bucket is the stream `KV_<bucket>`, an object store bucket `OBJ_<bucket>`. They are
+laid out as the NATS clients lay them out, so that standard tools read them, but nobody may delete, purge or roll up.
+"""
+
+from collections.abc import Iterable
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +34,12 @@ class StreamSpec(BaseModel):
     max_age_seconds: int = 7 * DAY_SECONDS
     duplicate_window_seconds: int = 7 * DAY_SECONDS
     """As long as the messages themselves, so that a late retry is still recognised."""
+    discard: Literal["old", "new"] = "old"
+    """What goes when the stream is full: its oldest messages, or the new one, which is then refused."""
+    max_msgs_per_subject: int = -1
+    max_msg_bytes: int = -1
+    republish_to: str | None = None
+    """Where the server repeats every stored message for plain subscribers; the whole of `subjects`, which is one."""
 
 
 def stream_name(task_type: str) -> str:
@@ -50,6 +61,81 @@ STREAMS: Final[tuple[StreamSpec, ...]] = (
     deliverable_stream("priya", "statistics"),
 )
 AGENTS: Final[tuple[str, ...]] = tuple(spec.agent for spec in STREAMS)
+
+
+AGENT_STATE: Final = "agent_state"
+"""KV bucket: what agents and models are doing; keys `agent.<agent>` and `model.<encoded provider:model>`."""
+
+_RETRY_WINDOW_SECONDS: Final = 120
+"""Duplicate window of buckets: a put has an id of its own and is repeated for 30 s at most."""
+
+
+def kv_stream_name(bucket: str) -> str:
+    """The stream that holds a key-value bucket."""
+    return f"KV_{bucket}"
+
+
+def kv_subject(bucket: str, key: str) -> str:
+    """Where a key is put; `>` as the key for all of them."""
+    return f"$KV.{bucket}.{key}"
+
+
+def kv_changes(bucket: str, key: str = ">") -> str:
+    """The plain subject on which the server repeats every change, for readers that may have no consumer."""
+    return f"{PREFIX}.kv.{bucket}.{key}"
+
+
+AGENT_STATE_STREAM: Final = StreamSpec(
+    name=kv_stream_name(AGENT_STATE),
+    subjects=(kv_subject(AGENT_STATE, ">"),),
+    agent="gateway",
+    max_msgs=-1,
+    max_bytes=64 * 1024**2,
+    max_age_seconds=0,
+    duplicate_window_seconds=_RETRY_WINDOW_SECONDS,
+    # A full bucket refuses new keys; dropping the oldest message would forget a key that has not changed for long.
+    discard="new",
+    max_msgs_per_subject=8,
+    max_msg_bytes=64 * 1024,
+    republish_to=kv_changes(AGENT_STATE),
+)
+"""History 8, of values of 64 KiB at most: 128 keys at worst, and thousands of the few hundred bytes that are usual."""
+
+
+ARTIFACT_MAX_AGE_SECONDS: Final = 14 * DAY_SECONDS
+"""Twice a deliverable's life, so that a file that was stored for one may serve another that comes days later."""
+
+
+def artifact_bucket(agent: str) -> str:
+    """The object store bucket that holds `agent`'s files, each named by its sha256."""
+    return f"artifacts_{agent}"
+
+
+def artifact_stream(agent: str) -> StreamSpec:
+    """The stream of `agent`'s bucket."""
+    bucket = artifact_bucket(agent)
+    return StreamSpec(
+        name=f"OBJ_{bucket}",
+        subjects=(f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"),
+        agent=agent,
+        max_msgs=-1,
+        # 8 deliverables with as many bytes as one may have, or 200 of 10 MB.
+        max_bytes=2 * 1024**3,
+        max_age_seconds=ARTIFACT_MAX_AGE_SECONDS,
+        duplicate_window_seconds=_RETRY_WINDOW_SECONDS,
+        # A full bucket refuses the upload; dropping the oldest would take files from deliverables that still live.
+        discard="new",
+    )
+
+
+def artifact_wildcard(agent: str) -> str:
+    """The subjects of `agent`'s bucket: `C.<upload>` for chunks, `M.<name>` for what makes an object visible."""
+    return f"$O.{artifact_bucket(agent)}.>"
+
+
+def bucket_streams(agents: Iterable[str]) -> tuple[StreamSpec, ...]:
+    """The streams of every bucket: the shared state and each agent's files."""
+    return (AGENT_STATE_STREAM, *(artifact_stream(agent) for agent in agents))
 
 
 class StreamStatus(BaseModel):

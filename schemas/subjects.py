@@ -74,6 +74,11 @@ def deliverable_subject(agent: str, task_type: str, feature: str) -> str:
     return f"{PREFIX}.deliverables.{check_slug(agent)}.{check_slug(task_type)}.{check_slug(feature)}"
 
 
+def agent_of(subject: str) -> str:
+    """The agent in a deliverable's subject: who may publish there, and nobody else."""
+    return subject.split(".")[2]
+
+
 def deliverable_wildcard(agent: str) -> str:
     """The subjects of one agent's stream."""
     return f"{PREFIX}.deliverables.{agent}.>"
@@ -87,6 +92,11 @@ def event_wildcard(agent: str) -> str:
 def llm_subject(agent: str) -> str:
     """The request-reply subject on which `agent`, and nobody else, asks for a model turn."""
     return f"{PREFIX}.svc.llm.{agent}"
+
+
+def claims_subject(agent: str) -> str:
+    """The request-reply subject on which `agent` has the claims of a text redeemed."""
+    return f"{PREFIX}.svc.claims.{agent}"
 
 
 def service_wildcard(agent: str) -> str:

@@ -19,6 +19,11 @@ def feature_workflow_id(feature: str) -> str:
     return f"feature/{feature}"
 
 
+def feature_of(workflow_id: str) -> str:
+    """The feature in an id of ours, `<what>/<feature>` or `<what>/<feature>/<more>`; empty in others."""
+    return workflow_id.partition("/")[2].partition("/")[0]
+
+
 def run_key(workflow_id: str, first_run_id: str) -> str:
     """Name one use of a workflow id, for ever; the correlation id of everything that the run causes."""
     return f"{workflow_id}/{first_run_id}"

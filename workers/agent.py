@@ -7,66 +7,125 @@ makes each a container of its own.
 import functools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.agents import stage_activity_for
+from coatcheck.agents.author import Author, ModelAuthor
+from coatcheck.agents.command import CommandAuthor
+from coatcheck.agents.desk import Stores
 from coatcheck.agents.loop import StageRunner
-from coatcheck.agents.roles import DEFAULT_ROLES, Role
+from coatcheck.config import load_config
+from coatcheck.errors import TurnRefusedError
+from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.settings import Settings
-from schemas.subjects import llm_subject
+from coatcheck.workspace.checks import CheckRunner
+from coatcheck.workspace.folder import WorkspaceFolder
+from coatcheck.workspace.sandbox import Sandbox
+from schemas import errors
+from schemas.config import CheckLimits, Config
+from schemas.conversation import Claim, RedeemReply, RedeemRequest
+from schemas.roles import Role
+from schemas.subjects import claims_subject, llm_subject
 from schemas.task_queues import agent_queue
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
-from workers.temporal import connect
+from workers.temporal import BUILD_ID, connect
 
 TURN_TIMEOUT_SECONDS: Final = 8.0
 """The proxy answers or says `pending` within 5 s; 3 s more and it is gone."""
+REDEEM_TIMEOUT_SECONDS: Final = 30.0
+"""For the bodies of some deliverables of up to 10 MB."""
+COMMAND_MEMORY_MB: Final = 32 * 1024
+"""Address space of a command agent: a JavaScript engine reserves many times what it uses."""
+COMMAND_OUTPUT_MB: Final = 256
 GRACE: Final = timedelta(seconds=20)
 """For the turn under way; whoever is cut off goes on from the journal."""
 HEARTBEAT_INTERVAL: Final = timedelta(seconds=2.5)
 """Temporal sends at most one beat in this time; it would otherwise wait for 80% of the time-out."""
 
 
+@dataclass(frozen=True)
+class _Process:
+    """What all agents of this process share."""
+
+    settings: Settings
+    lifecycle: Lifecycle
+    client: Client
+    config: Config
+    workspaces: WorkspaceFolder
+
+    @property
+    def hidden(self) -> tuple[Path, ...]:
+        """What no command may see: keys, logs, the servers' data."""
+        return (self.settings.data_dir.absolute(), self.settings.keys_dir.absolute())
+
+
 async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] = ()) -> None:
     """Poll the queues of all agents, or of those named in `only`, until stopped.
 
     Raises:
+        ConfigError: the configuration file has a mistake.
         DependencyDownError: a server is away.
     """
+    config = load_config(settings.config_file)
+    workspaces = WorkspaceFolder(settings.workspaces_dir)
+    workspaces.sweep()
     client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
+    process = _Process(settings, lifecycle, client, config, workspaces)
     async with AsyncExitStack() as stack:
-        for role in DEFAULT_ROLES.values():
+        for role in config.roles.values():
             if not only or role.agent in only:
-                await stack.enter_async_context(await _worker(role, settings, lifecycle, client, stack))
+                nats = await stack.enter_async_context(nats_client(settings, role.agent))
+                await stack.enter_async_context(_worker(role, nats, process))
         await lifecycle.serve()
 
 
-async def _worker(
-    role: Role, settings: Settings, lifecycle: Lifecycle, client: Client, stack: AsyncExitStack
-) -> Worker:
-    nats = await stack.enter_async_context(nats_client(settings, role.agent))
-    runner = StageRunner(
-        role,
-        ask=functools.partial(_ask, nats, llm_subject(role.agent)),
-        deliverables=DeliverableService(nats),
-        stopping=lambda: lifecycle.stopping,
+def _worker(role: Role, nats: NatsClient, process: _Process) -> Worker:
+    sandbox = Sandbox(process.config.checks, hidden=process.hidden)
+    stores = Stores(
+        deliverables=DeliverableService(nats, streams=process.config.streams),
+        artifacts=ArtifactStore(nats),
+        checks=CheckRunner(sandbox, process.settings.workspaces_dir),
     )
+    runner = StageRunner(role, author=_author(role, nats, process), stores=stores, workspaces=process.workspaces)
     return Worker(
-        client,
+        process.client,
         task_queue=agent_queue(role.agent),
         activities=[stage_activity_for(role, runner)],
         interceptors=[CoatcheckInterceptor()],
-        max_concurrent_activities=settings.agent_slots,
+        build_id=BUILD_ID,
+        max_concurrent_activities=process.settings.agent_slots,
         graceful_shutdown_timeout=GRACE,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
     )
+
+
+def _author(role: Role, nats: NatsClient, process: _Process) -> Author:
+    if role.kind == "command":
+        limits = CheckLimits(cpu_seconds=role.timeout_seconds, memory_mb=COMMAND_MEMORY_MB, output_mb=COMMAND_OUTPUT_MB)
+        sandbox = Sandbox(limits, hidden=process.hidden)
+        return CommandAuthor(role, redeem=functools.partial(_redeem, nats, role.agent), sandbox=sandbox)
+    ask = functools.partial(_ask, nats, llm_subject(role.agent))
+    return ModelAuthor(role, ask=ask, stopping=lambda: process.lifecycle.stopping)
+
+
+async def _redeem(nats: NatsClient, agent: str, task_key: str, text: str, claims: list[Claim]) -> str:
+    request = RedeemRequest(task_key=task_key, text=text, claims=claims)
+    payload = request.model_dump_json().encode()
+    data = await nats.request(claims_subject(agent), payload, timeout=REDEEM_TIMEOUT_SECONDS)
+    reply = RedeemReply.model_validate_json(data)
+    if reply.text is None:
+        raise TurnRefusedError(reply.message, code=reply.code or errors.REQUEST_INVALID, retryable=reply.retryable)
+    return reply.text
 
 
 async def _ask(nats: NatsClient, subject: str, payload: bytes) -> bytes:

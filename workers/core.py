@@ -7,17 +7,27 @@ from datetime import timedelta
 from temporalio.worker import Worker
 
 from activities.state import StateActivities
-from coatcheck.messaging.streams import check_sync_always, ensure_streams, refuse_lost_streams, stream_statuses
+from coatcheck.config import load_config
+from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.streams import (
+    check_sync_always,
+    ensure_streams,
+    refuse_foreign_streams,
+    refuse_lost_streams,
+    stream_statuses,
+)
 from coatcheck.settings import Settings
-from coatcheck.storage.database import open_pool
+from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.state import recorded_sequences
-from schemas.streams import STREAMS
+from schemas.config import Config
+from schemas.streams import StreamSpec, bucket_streams
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
-from workers.temporal import STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
+from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
 from workflows.feature_pipeline import FeaturePipelineWorkflow
+from workflows.program import ProgramWorkflow
 
 _log = logging.getLogger(__name__)
 
@@ -27,31 +37,43 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
 
     Raises:
         DependencyDownError: a server is away, or Temporal lacks a search attribute.
+        ConfigError: `coatcheck.toml` is wrong, or gives one agent's task type or stream to another.
         StreamMissingError: JetStream has lost what PostgreSQL remembers; nothing is created over it.
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "core"))
         await _check_durability(settings.nats_monitor_url)
-        refuse_lost_streams(await stream_statuses(nats, STREAMS), await recorded_sequences(pool))
-        for status in await ensure_streams(nats, STREAMS):
-            for difference in status.drift:
-                _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)
+        await _ensure_streams(nats, pool, load_config(settings.config_file))
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await stack.enter_async_context(
             Worker(
                 client,
                 task_queue=CORE,
-                workflows=[FeaturePipelineWorkflow],
+                workflows=[FeaturePipelineWorkflow, ProgramWorkflow],
                 activities=[StateActivities(pool).record],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
+                build_id=BUILD_ID,
                 sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
                 graceful_shutdown_timeout=timedelta(seconds=10),
             )
         )
         await lifecycle.serve()
+
+
+async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
+    """Make the streams of new agents; that of an agent whose role was removed stays, and is still looked after."""
+    recorded = await recorded_sequences(pool)
+    former = recorded.keys() - {spec.name for spec in team.streams}
+    removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
+    refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
+    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents)])
+    for status in statuses:
+        for difference in status.drift:
+            _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)
+    refuse_foreign_streams(statuses)
 
 
 async def _check_durability(monitor_url: str | None) -> None:

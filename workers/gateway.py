@@ -5,7 +5,12 @@ import functools
 import uuid
 from contextlib import AsyncExitStack
 
-from coatcheck.gateway.claims import ClaimDesk
+from coatcheck.agents.scripted import ScriptedModel
+from coatcheck.config import load_config
+from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.capacity import Capacity
+from coatcheck.gateway.chain import ModelChain
+from coatcheck.gateway.claims import ClaimDesk, ClaimService
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
 from coatcheck.messaging.deliverables import DeliverableService
@@ -13,9 +18,9 @@ from coatcheck.messaging.service import serve
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.journal import TurnJournal
-from coatcheck.storage.state import read_brief
-from schemas.streams import AGENTS
-from schemas.subjects import llm_subject
+from coatcheck.storage.state import read_brief, require_running_task
+from schemas.config import Config
+from schemas.subjects import claims_subject, llm_subject
 from workers.nats import nats_client
 from workers.runner import Lifecycle
 
@@ -25,33 +30,45 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
 
     Raises:
         DependencyDownError: a server is away.
+        ConfigError: `coatcheck.toml` is wrong.
     """
+    config = load_config(settings.config_file)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_gateway_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "gateway"))
         journal = TurnJournal(pool, gateway_id=str(uuid.uuid4()))
         await journal.beat()
+        desk = ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool))
+        claims = ClaimService(desk, require_running=functools.partial(require_running_task, pool))
+        board = await stack.enter_async_context(BreakerBoard(nats, config.providers))
         proxy = LLMProxy(
             journal,
-            providers=await stack.enter_async_context(_providers(settings)),
-            claims=ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool)),
+            providers=await stack.enter_async_context(_providers(settings, config)),
+            claims=desk,
+            chain=ModelChain(board, Capacity(config.providers, config.tenants)),
             max_failures=settings.provider_failures,
         )
         beat = asyncio.create_task(proxy.beat())
         stack.callback(beat.cancel)
         stack.push_async_callback(proxy.drain)
-        endpoints = {llm_subject(agent): functools.partial(proxy.handle, agent) for agent in AGENTS}
+        endpoints = {llm_subject(agent): functools.partial(proxy.handle, agent) for agent in config.agents}
         await stack.enter_async_context(serve(nats, name="llm", version="1.0.0", endpoints=endpoints))
+        endpoints = {claims_subject(agent): functools.partial(claims.handle, agent) for agent in config.agents}
+        await stack.enter_async_context(serve(nats, name="claims", version="1.0.0", endpoints=endpoints))
+        stack.callback(proxy.stop_waiting)  # first of all, or the requests in hand would be waited for
         await lifecycle.serve()
 
 
-def _providers(settings: Settings) -> Providers:
+def _providers(settings: Settings, config: Config) -> Providers:
     return Providers(
-        default_model=settings.model,
+        models=settings.models or config.models,
         openai_api_key=settings.openai_api_key,
         openai_base_url=settings.openai_base_url,
         anthropic_api_key=settings.anthropic_api_key,
         timeout_seconds=settings.provider_timeout_seconds,
-        scripted_latency_seconds=settings.scripted_latency_seconds,
-        scripted_report_bytes=settings.scripted_report_bytes,
+        scripted=ScriptedModel(
+            latency_seconds=settings.scripted_latency_seconds, report_bytes=settings.scripted_report_bytes
+        ),
+        prices=config.prices,
+        also=[model for role in config.roles.values() for model in role.models],
     )

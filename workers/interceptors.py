@@ -13,7 +13,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
-from coatcheck.errors import CoatcheckError, TurnRefusedError
+from coatcheck.errors import CoatcheckError, StageParkedError, TurnRefusedError
 from schemas import errors
 from schemas.activities import MAX_RESULT_BYTES
 from workers.temporal import DATA_CONVERTER
@@ -52,6 +52,14 @@ class _ActivityEdge(ActivityInboundInterceptor):
         except TurnRefusedError as error:
             raise _application_error(
                 error, error.turn_code, retryable=error.turn_retryable, delay_seconds=error.retry_after_seconds
+            ) from error
+        except StageParkedError as error:
+            raise ApplicationError(
+                str(error),
+                error.retry_after_seconds,
+                type=error.code,
+                non_retryable=True,
+                category=ApplicationErrorCategory.BENIGN,
             ) from error
         except CoatcheckError as error:
             raise _application_error(error, error.code, retryable=error.retryable) from error

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any, Final
 
 import temporalio.api.common.v1
@@ -20,12 +21,18 @@ from schemas import errors, search_attributes
 STICKY_TIMEOUT: Final = timedelta(seconds=2)
 """After this a dead worker's cached workflows go to another one (default 10 s; 2 s recovers in 1.2 to 4.8 s)."""
 
+BUILD_ID: Final = version("coatcheck")
+"""Named by every finished workflow task; Temporal's default hashes all loaded code and is four times as long."""
+
 PASSTHROUGH: Final = (
     "annotated_types",
     "pydantic",
     "pydantic_core",
     "schemas",
     # Plain data and pure functions, kept pure by lint; re-importing it would cost each workflow 50 ms.
+    "workflows.convergence",
+    "workflows.outcomes",
+    "workflows.program_state",
     "workflows.run_state",
 )
 """Modules that the workflow sandbox shares with the process instead of loading them again for each workflow."""

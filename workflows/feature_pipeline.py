@@ -17,6 +17,7 @@ from schemas import activities, errors, search_attributes
 from schemas.activities import RunStageInput, StageInputRef, StageOrder, stage_activity
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import (
+    DEFAULT_TENANT,
     Decision,
     DecisionAction,
     FeatureRequest,
@@ -27,9 +28,15 @@ from schemas.pipeline import (
     StageKind,
     TaskNotice,
 )
+from schemas.program import FEATURE_WAITS, FeatureWaits
 from schemas.task_queues import agent_queue
 from schemas.workflow_ids import MAX_WORKFLOW_ID_LENGTH, activity_id, run_key
-from workflows.run_state import RunState
+from workflows.convergence import standstill
+from workflows.outcomes import check_verdict, parked_delay, sends_back
+from workflows.run_state import Round, RunState
+
+DEFAULT_PRIORITY: Final = 3
+"""Temporal's own; what is the default is left out of the history."""
 
 
 class RunEndedError(Exception):
@@ -48,7 +55,8 @@ class FeaturePipelineWorkflow:
     def __init__(self) -> None:
         self._state: RunState | None = None
         self._pause_requested = False
-        self._decision: Decision | None = None
+        self._parent_knows_of_wait = False
+        self._decisions: dict[str, Decision] = {}
 
     @workflow.run
     async def run(self, request: FeatureRequest | None = None) -> PipelineResult:
@@ -61,6 +69,7 @@ class FeaturePipelineWorkflow:
         self._state = _new_state(request)
         status, reason = RunStatus.COMPLETED, "every stage is done"
         try:
+            self._run.open()
             await self._run_stages()
         except RunEndedError as ended:
             status, reason = ended.status, ended.reason
@@ -75,26 +84,46 @@ class FeaturePipelineWorkflow:
         return self._run.result(status, reason)
 
     async def _run_stages(self) -> None:
-        self._run.open()
-        for stage in self._run.request.pipeline.stages:
-            await self._complete_stage(stage)
+        """Complete every stage, each as soon as those that it waits for are done; the first failure ends the others."""
+        stages = [asyncio.create_task(self._start_in_turn(stage)) for stage in self._run.request.pipeline.stages]
+        try:
+            await workflow.wait(stages, return_when=asyncio.FIRST_EXCEPTION)
+        except asyncio.CancelledError:  # not `finally`, since an evicted workflow must not wait again
+            await _end(stages)
+            raise
+        await _end(stages)
+        for task in stages:
+            if not task.cancelled() and (error := task.exception()) is not None and not is_cancelled_exception(error):
+                raise error
+        if left := [stage.name for stage in self._run.request.pipeline.stages if not self._run.is_done(stage.name)]:
+            raise ApplicationError(f"cancelled from outside the run: {', '.join(left)}", non_retryable=True)
+
+    async def _start_in_turn(self, stage: Stage) -> None:
+        waits_for = self._run.request.pipeline.waits_for(stage)
+        await workflow.wait_condition(lambda: all(self._run.is_done(name) for name in waits_for))
+        await self._complete_stage(stage)
 
     # --- one stage ----------------------------------------------------------------------------------------------
 
     async def _complete_stage(self, stage: Stage) -> None:
         """Run rounds of the stage until it is accepted: by itself, by its reviewer or by a person."""
-        notice = await self._run_round(stage)
+        await self._settle(stage, await self._run_round(stage))
+
+    async def _settle(self, stage: Stage, notice: Notice) -> None:
+        """Do what the notice asks for, until nothing more is wanted of the stage."""
         while True:
             comment = ""
             if (reason := self._reason_to_ask(stage, notice)) is not None:
                 decision = await self._ask(stage, reason)
                 if decision.action is DecisionAction.APPROVE:
+                    outcome = f"{reason}; approved by {decision.by}"
                     break
                 comment = f"{decision.by}: {decision.comment}"
-            elif not _sends_back(notice):
+            elif (accepted := self._reason_to_accept(stage, notice)) is not None:
+                outcome = accepted
                 break
             notice = await self._send_back(stage, notice, comment)
-        self._run.finish_stage(stage)
+        self._run.finish_stage(stage, outcome)
 
     def _reason_to_ask(self, stage: Stage, notice: Notice) -> str | None:
         """Why a person has to decide on this notice, or `None` when the pipeline can go on by itself."""
@@ -102,12 +131,26 @@ class FeaturePipelineWorkflow:
             return f"blocked: {notice.blockers}"
         if notice.metadata.verdict is Verdict.REJECT:
             return f"the review rejects {stage.reviews}: {notice.summary}"
-        if _sends_back(notice):
-            rounds = self._run.round_count(stage.name)
-            return None if rounds < stage.max_rounds else f"not accepted after {rounds} rounds: {notice.summary}"
+        if self._reason_to_accept(stage, notice) is None:
+            return self._reason_to_stop(stage, notice)
         if stage.gate or stage.name in self._run.request.gates:
             return "this stage waits for an approval"
         return None
+
+    def _reason_to_accept(self, stage: Stage, notice: Notice) -> str | None:
+        """Why nothing has to be done again, in words for the result, or `None`."""
+        if not sends_back(notice):
+            rounds = self._run.round_count(stage.name)
+            return "" if stage.kind is StageKind.WORK else f"{notice.metadata.verdict} in round {rounds}"
+        still = standstill(self._run.findings(stage.name))
+        return still.reason if still is not None and still.is_acceptable else None
+
+    def _reason_to_stop(self, stage: Stage, notice: Notice) -> str | None:
+        """Why another round is not worth its price, or `None`."""
+        rounds = self._run.round_count(stage.name)
+        if (still := standstill(self._run.findings(stage.name))) is not None:
+            return f"{still.reason}, round {rounds}: {notice.summary}"
+        return None if rounds < stage.max_rounds else f"not accepted after {rounds} rounds: {notice.summary}"
 
     async def _send_back(self, stage: Stage, notice: Notice, comment: str) -> Notice:
         """Have the work done again that this notice is about, then look at it again."""
@@ -116,13 +159,13 @@ class FeaturePipelineWorkflow:
         verdict_ref = self._run.reference(stage.name)
         for name in self._targets(stage, notice):
             target = self._run.request.pipeline.stage(name)
-            await self._run_round(target, extra=[verdict_ref], comment=comment)
-            self._run.finish_stage(target)
+            await self._settle(target, await self._run_round(target, extra=[verdict_ref], comment=comment))
         return await self._run_round(stage, comment=comment)
 
     def _targets(self, stage: Stage, notice: Notice) -> list[str]:
         if stage.reviews is not None:
             return [stage.reviews]
+        assert stage.reworks
         named = [name for name in stage.reworks if name in (notice.metadata.rework or [])]
         return named or [stage.reworks[0]]
 
@@ -131,6 +174,7 @@ class FeaturePipelineWorkflow:
         previous = [stage.name] if self._run.round_count(stage.name) else []
         inputs = [self._run.reference(name) for name in (*stage.needs, *previous)] + (extra or [])
         current = self._run.start_round(stage, workflow.now(), inputs, comment)
+        await self._tell_parent()
         await self._record()
         order = StageOrder(
             run_key=self._run.run_key,
@@ -138,25 +182,53 @@ class FeaturePipelineWorkflow:
             stage=stage.name,
             round=current.number,
             inputs=inputs,
-            tickets=self._run.other_references({item.stage for item in inputs}),
             comment=comment,
         )
-        notice: Notice = await workflow.execute_activity(
-            stage_activity(stage.agent, stage.task_type),
-            RunStageInput.of(order),
-            result_type=Notice,
-            activity_id=activity_id(stage.name, current.number),
-            task_queue=agent_queue(stage.agent),
-            start_to_close_timeout=activities.STAGE_START_TO_CLOSE,
-            schedule_to_close_timeout=activities.STAGE_SCHEDULE_TO_CLOSE,
-            heartbeat_timeout=activities.STAGE_HEARTBEAT_TIMEOUT,
-            retry_policy=activities.STAGE_RETRY,
-            summary=f"{stage.agent}: {stage.name}, round {current.number}",
-            priority=Priority(fairness_key=self._run.request.tenant),
-        )
-        _check_verdict(stage, notice)
+        try:
+            while (notice := await self._perform(current, order)) is None:
+                pass  # it was parked
+            check_verdict(stage, notice)
+        except (ActivityError, ApplicationError) as error:
+            current.has_failed = not is_cancelled_exception(error)
+            raise
         self._run.finish_round(current, notice, workflow.now())
+        await self._tell_parent()
         return notice
+
+    async def _perform(self, current: Round, order: StageOrder) -> Notice | None:
+        """Have the agent do the round; `None` when no model could be asked and the round has to begin again."""
+        stage, request = current.stage, self._run.request
+        try:
+            notice: Notice = await workflow.execute_activity(
+                stage_activity(stage.agent, stage.task_type),
+                RunStageInput.of(order, workflow.info().run_id),
+                result_type=Notice,
+                activity_id=activity_id(stage.name, current.number),
+                task_queue=agent_queue(stage.agent),
+                start_to_close_timeout=activities.STAGE_START_TO_CLOSE,
+                schedule_to_close_timeout=activities.STAGE_SCHEDULE_TO_CLOSE,
+                heartbeat_timeout=activities.STAGE_HEARTBEAT_TIMEOUT,
+                retry_policy=activities.STAGE_RETRY,
+                summary=f"{stage.name}, round {current.number}",
+                priority=Priority(
+                    priority_key=None if request.priority == DEFAULT_PRIORITY else request.priority,
+                    fairness_key=None if request.tenant == DEFAULT_TENANT else request.tenant,
+                ),
+            )
+        except ActivityError as error:
+            if (delay := parked_delay(error, current.parked_times)) is None:
+                raise
+            await self._park(current, error, delay)
+            return None
+        return notice
+
+    async def _park(self, current: Round, error: ActivityError, delay: timedelta) -> None:
+        """Wait until a model may be asked again: durably, without a worker's slot and without using up an attempt."""
+        reason = error.cause.message if isinstance(error.cause, ApplicationError) else str(error)
+        self._run.park(current, reason, workflow.now(), workflow.now() + delay)
+        await self._record()
+        await workflow.sleep(delay, summary=f"{current.stage.name} is parked")
+        self._run.unpark(current)
 
     # --- people -------------------------------------------------------------------------------------------------
 
@@ -165,44 +237,65 @@ class FeaturePipelineWorkflow:
         limit = timedelta(seconds=self._run.request.decision_timeout_seconds)
         self._run.wait(stage, reason, workflow.now(), workflow.now() + limit)
         await self._show_status()
+        await self._tell_parent()
         try:
             await workflow.wait_condition(
-                lambda: self._decision is not None, timeout=limit, timeout_summary=f"decision on {stage.name}"
+                lambda: stage.name in self._decisions, timeout=limit, timeout_summary=f"decision on {stage.name}"
             )
         except TimeoutError:
             raise RunEndedError(RunStatus.EXPIRED, f"nobody decided on {stage.name} within {limit}") from None
-        decision, self._decision = self._decision, None
-        assert decision is not None
+        decision = self._decisions.pop(stage.name)
         self._run.decided(decision, workflow.now())
         if decision.action is DecisionAction.REJECT:
             raise RunEndedError(RunStatus.REJECTED, f"{decision.by} rejected {stage.name}: {decision.comment or '-'}")
         workflow.upsert_search_attributes([search_attributes.STATUS.value_set(self._run.status)])
+        await self._tell_parent()
         return decision
+
+    async def _tell_parent(self) -> None:
+        """A program gives this run's place to another feature while all that is left waits for people."""
+        questions = list(self._run.waiting.values())
+        stands_still = bool(questions) and not self._run.open_rounds()
+        if (parent := workflow.info().parent) is None or stands_still == self._parent_knows_of_wait:
+            return
+        self._parent_knows_of_wait = stands_still
+        stage, reason = (questions[0].stage, questions[0].reason) if stands_still else (None, "")
+        waits = FeatureWaits(workflow_id=self._run.workflow_id, stage=stage, reason=reason)
+        try:
+            await workflow.get_external_workflow_handle(parent.workflow_id).signal(FEATURE_WAITS, waits)
+        except ApplicationError:
+            workflow.logger.warning("the program that started this run is gone")
 
     async def _stand_still_while_paused(self) -> None:
         if not self._pause_requested:
             return
-        self._run.set_paused(paused=True, now=workflow.now())
-        await self._show_status()
+        if not self._run.is_paused:
+            self._run.set_paused(paused=True, now=workflow.now())
+            await self._show_status()
         await workflow.wait_condition(lambda: not self._pause_requested)
+        if not self._run.is_paused:
+            return
         self._run.set_paused(paused=False, now=workflow.now())
         workflow.upsert_search_attributes([search_attributes.STATUS.value_set(self._run.status)])
 
     @workflow.update
     async def decide(self, decision: Decision) -> str:
         """Decide on the waiting stage: approve, revise or reject what has the given sha256."""
-        self._decision = decision
+        self._decisions[decision.stage] = decision
         return f"{decision.action} recorded for {decision.stage}"
 
     @decide.validator
     def _validate_decision(self, decision: Decision) -> None:
-        waiting = self._state.waiting if self._state else None
-        if waiting is None or self._decision is not None:
+        questions = self._state.waiting if self._state else {}
+        open_questions = [name for name in questions if name not in self._decisions]
+        if not open_questions:
             raise ApplicationError("nothing waits for a decision", type=errors.REQUEST_INVALID)
-        if decision.stage != waiting.stage:
+        if decision.stage not in open_questions:
             raise ApplicationError(
-                f"{waiting.stage!r} waits for a decision, not {decision.stage!r}", type=errors.REQUEST_INVALID
+                f"{' and '.join(map(repr, open_questions))} waits for a decision, not {decision.stage!r}",
+                type=errors.REQUEST_INVALID,
             )
+        waiting = questions[decision.stage]
         if decision.sha256 != waiting.sha256:
             raise ApplicationError(
                 f"the decision is on {decision.sha256[:12]}…, but round {waiting.round} of {waiting.stage} is "
@@ -269,6 +362,12 @@ class FeaturePipelineWorkflow:
         await workflow.wait_condition(workflow.all_handlers_finished)
 
 
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _new_state(request: FeatureRequest | None) -> RunState:
     info = workflow.info()
     if not isinstance(request, FeatureRequest):
@@ -287,30 +386,9 @@ def _new_state(request: FeatureRequest | None) -> RunState:
     return RunState(request=request, run_key=key, workflow_id=info.workflow_id, started_at=workflow.now())
 
 
-def _sends_back(notice: Notice) -> bool:
-    return notice.metadata.verdict in {Verdict.REVISE, Verdict.FAIL}
-
-
-_VERDICTS: Final[dict[StageKind, frozenset[Verdict | None]]] = {
-    StageKind.WORK: frozenset({None}),
-    StageKind.REVIEW: frozenset({Verdict.APPROVE, Verdict.REVISE, Verdict.REJECT}),
-    StageKind.TEST: frozenset({Verdict.PASS, Verdict.FAIL}),
-}
-
-
-def _check_verdict(stage: Stage, notice: Notice) -> None:
-    """A stage that judges must judge; one that does not cannot send anything back."""
-    if notice.metadata.verdict not in _VERDICTS[stage.kind]:
-        raise ApplicationError(
-            f"{stage.agent} gave the verdict {notice.metadata.verdict!r} for {stage.name}, a {stage.kind} stage",
-            type=errors.AGENT_INVALID_OUTPUT,
-            non_retryable=True,
-        )
-
-
 def _explain(error: BaseException, state: RunState) -> ApplicationError:
     """A stage's failure as one sentence that names the stage, with the code as its type."""
-    current = state.open_round()
+    current = next((item for item in state.open_rounds() if item.has_failed), None)
     where = f"{current.stage.name}, round {current.number}" if current else "the pipeline"
     cause = error.cause if isinstance(error, ActivityError) else error
     message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)

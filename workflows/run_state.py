@@ -25,9 +25,8 @@ from schemas.pipeline import (
     TaskNotice,
     Waiting,
 )
+from schemas.review import FindingMark
 from schemas.workflow_ids import activity_id, event_id, task_key
-
-ENDED = frozenset({RunStatus.COMPLETED, RunStatus.REJECTED, RunStatus.EXPIRED, RunStatus.CANCELLED, RunStatus.FAILED})
 
 
 @dataclass
@@ -42,6 +41,10 @@ class Round:
     comment: str
     completed_at: datetime | None = None
     notice: Notice | None = None
+    has_failed: bool = False
+    parked_until: datetime | None = None
+    parked_reason: str = ""
+    parked_times: int = 0
 
 
 @dataclass
@@ -52,12 +55,15 @@ class RunState:
     run_key: str
     workflow_id: str
     started_at: datetime
-    status: RunStatus = RunStatus.RUNNING
     rounds: list[Round] = field(default_factory=list)
-    waiting: Waiting | None = None
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+    """Stage → what a person is asked about it."""
+    is_paused: bool = False
     error: str | None = None
     completed_at: datetime | None = None
+    _ended: RunStatus | None = None
     _done: set[str] = field(default_factory=set)
+    _reasons: dict[str, str] = field(default_factory=dict)
     _steps: int = 0
     _tasks: dict[str, TaskRow] = field(default_factory=dict)
     _events: list[EventRow] = field(default_factory=list)
@@ -93,9 +99,21 @@ class RunState:
         }
         self._emit("stage.completed", now, payload, current)
 
-    def finish_stage(self, stage: Stage) -> None:
+    def finish_stage(self, stage: Stage, reason: str = "") -> None:
         """Nothing more is wanted of the stage, unless a later one sends it back."""
         self._done.add(stage.name)
+        self._reasons[stage.name] = reason
+
+    def park(self, current: Round, reason: str, now: datetime, until: datetime) -> None:
+        """No model can be asked until then; the round is begun again after that, and loses nothing."""
+        current.parked_until, current.parked_reason = until, reason
+        current.parked_times += 1
+        payload = {"stage": current.stage.name, "round": current.number, "reason": reason, "until": until.isoformat()}
+        self._emit("stage.parked", now, payload, current, "warning")
+
+    def unpark(self, current: Round) -> None:
+        """The time is over."""
+        current.parked_until = None
 
     def wait(self, stage: Stage, reason: str, now: datetime, deadline: datetime) -> None:
         """A person has to decide."""
@@ -103,8 +121,7 @@ class RunState:
         notice = latest.notice if latest else None
         if latest is None or notice is None:
             raise ValueError(f"stage {stage.name!r} has nothing to decide on")
-        self.status = RunStatus.WAITING
-        self.waiting = Waiting(
+        self.waiting[stage.name] = Waiting(
             stage=stage.name,
             round=latest.number,
             reason=reason,
@@ -116,26 +133,48 @@ class RunState:
 
     def decided(self, decision: Decision, now: datetime) -> None:
         """A person has decided."""
-        self.status, self.waiting = RunStatus.RUNNING, None
+        self.waiting.pop(decision.stage, None)
         self._emit("decision.made", now, decision.model_dump(mode="json"), self.latest(decision.stage))
 
     def set_paused(self, paused: bool, now: datetime) -> None:  # noqa: FBT001  the two states of one switch
         """The run stands still between stages, or goes on."""
-        self.status = RunStatus.PAUSED if paused else RunStatus.RUNNING
+        self.is_paused = paused
         self._emit("run.paused" if paused else "run.resumed", now, {})
 
     def end(self, status: RunStatus, reason: str, now: datetime) -> None:
-        """The run is over; a round that was under way ends with it."""
-        self.status, self.waiting, self.completed_at = status, None, now
+        """The run is over; the rounds that were under way end with it."""
+        self._ended, self.completed_at = status, now
+        self.waiting.clear()
         self.error = None if status is RunStatus.COMPLETED else reason
-        if (open_round := self.open_round()) is not None:
+        for open_round in self.open_rounds():
             open_round.completed_at = now
-            outcome = "cancelled" if status is RunStatus.CANCELLED else "failed"
+            outcome = "failed" if open_round.has_failed else "cancelled"
             self._tasks[open_round.task_key] = self._task_row(open_round, outcome, reason)
         severity = {RunStatus.COMPLETED: "info", RunStatus.FAILED: "error"}.get(status, "warning")
         self._emit(f"run.{status}", now, {"reason": reason}, severity=severity)
 
     # --- what is so ---------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run is, in one word; a person who is needed goes before stages that still work."""
+        if self._ended is not None:
+            return self._ended
+        if self.waiting:
+            return RunStatus.WAITING
+        return RunStatus.PAUSED if self.is_paused else RunStatus.RUNNING
+
+    def is_done(self, stage: str) -> bool:
+        """Whether nothing more is wanted of the stage."""
+        return stage in self._done
+
+    def findings(self, stage: str) -> list[list[FindingMark]]:
+        """What each round of a review found, in order."""
+        return [
+            [FindingMark.parse(mark) for mark in current.notice.metadata.findings or []]
+            for current in self.rounds
+            if current.stage.name == stage and current.notice is not None
+        ]
 
     def round_count(self, stage: str) -> int:
         """Rounds of the stage so far."""
@@ -145,9 +184,9 @@ class RunState:
         """The latest round of the stage."""
         return next((current for current in reversed(self.rounds) if current.stage.name == stage), None)
 
-    def open_round(self) -> Round | None:
-        """The round that is under way."""
-        return next((current for current in reversed(self.rounds) if current.completed_at is None), None)
+    def open_rounds(self) -> list[Round]:
+        """The rounds that are under way, in the order in which they began."""
+        return [current for current in self.rounds if current.completed_at is None]
 
     def reference(self, stage: str) -> StageInputRef:
         """The ticket of the stage's latest deliverable.
@@ -159,15 +198,6 @@ class RunState:
             if current.stage.name == stage and current.notice is not None:
                 return StageInputRef(stage=stage, ref=current.notice.ref)
         raise ValueError(f"stage {stage!r} has not delivered anything")
-
-    def other_references(self, known: set[str]) -> list[StageInputRef]:
-        """The tickets of all stages that have delivered, except the `known` ones."""
-        delivered = {current.stage.name for current in self.rounds if current.notice is not None}
-        return [
-            self.reference(stage.name)
-            for stage in self.request.pipeline.stages
-            if stage.name in delivered and stage.name not in known
-        ]
 
     # --- how it looks -------------------------------------------------------------------------------------------
 
@@ -183,7 +213,8 @@ class RunState:
 
     def confirm_step(self, step: RecordInput) -> None:
         """The step is stored; what changed meanwhile stays for the next one."""
-        self._events = self._events[len(step.events) :]
+        stored = {event.event_id for event in step.events}  # another step may have been stored meanwhile
+        self._events = [event for event in self._events if event.event_id not in stored]
         for row in step.tasks:
             if self._tasks.get(row.task_key) == row:
                 del self._tasks[row.task_key]
@@ -203,7 +234,7 @@ class RunState:
             status=self.status,
             run_key=self.run_key,
             stages=[self._stage_progress(stage) for stage in self.request.pipeline.stages],
-            waiting=self.waiting,
+            waiting=list(self.waiting.values()),
             error=self.error,
         )
 
@@ -232,8 +263,7 @@ class RunState:
             lines.append(
                 f"| {row.stage} | {row.agent} | {state} | {row.verdict or ''} | {where} | {row.tokens} | {cost} |"
             )
-        if self.waiting is not None:
-            lines.append(f"\n**Waiting for a decision on {self.waiting.stage}**: {self.waiting.reason}")
+        lines += [f"\n**Waiting for a decision on {item.stage}**: {item.reason}" for item in self.waiting.values()]
         if self.error is not None:
             lines.append(f"\n**{self.status}**: {self.error}")
         return "\n".join(lines)
@@ -267,7 +297,7 @@ class RunState:
     def _run_row(self, now: datetime) -> RunRow:
         # After a reset the count starts again below what is recorded, but the time goes on.
         revision = int(now.timestamp() * 1000) * 1000 + self._steps
-        open_round = self.open_round()
+        current = [*self.waiting, *(item.stage.name for item in self.open_rounds())]
         return RunRow(
             run_key=self.run_key,
             revision=revision,
@@ -275,7 +305,7 @@ class RunState:
             feature=self.request.feature,
             tenant=self.request.tenant,
             status=self.status,
-            current_step=open_round.stage.name if open_round else (self.waiting.stage if self.waiting else None),
+            current_step=current[0] if current else None,
             total_steps=len(self.request.pipeline.stages),
             completed_steps=len(self._done),
             step_results={row.stage: _step_result(row) for row in self.progress().stages if row.subject},
@@ -315,6 +345,10 @@ class RunState:
         row.round, row.started_at = latest.number, latest.started_at
         if latest.completed_at is not None:
             row.seconds = (latest.completed_at - latest.started_at) / timedelta(seconds=1)
+        if latest.parked_until is not None:
+            row.parked_until, row.reason = latest.parked_until, latest.parked_reason
+        elif stage.name in self._done:
+            row.reason = self._reasons.get(stage.name, "")
         notices = [current.notice for current in rounds if current.notice is not None]
         row.tokens = sum(notice.metadata.tokens_in + notice.metadata.tokens_out for notice in notices)
         row.cost_usd = _sum_costs([notice.metadata.cost_usd for notice in notices])
@@ -327,25 +361,28 @@ class RunState:
     def _stage_state(self, stage: Stage, rounds: list[Round]) -> StageState:
         if stage.name in self._done:
             return StageState.DONE
-        if self.waiting is not None and self.waiting.stage == stage.name:
+        if stage.name in self.waiting:
             return StageState.WAITING
         if not rounds:
             return StageState.PENDING
-        if self.status in ENDED:
+        if self._ended is not None:
             return StageState.FAILED
-        return StageState.RUNNING
+        return StageState.PARKED if rounds[-1].parked_until is not None else StageState.RUNNING
 
     def _outcome(self, row: StageProgress) -> StageOutcome:
+        """One line of the result; what is not set is left out of the history."""
         ticket = self.reference(row.stage).ref
-        return StageOutcome(
-            stage=row.stage,
-            agent=row.agent,
-            rounds=row.round,
-            verdict=row.verdict,
-            subject=row.subject or "",
-            message=f"{ticket.stream}:{ticket.sequence}",
-            tokens=row.tokens,
-            cost_usd=row.cost_usd,
+        said = {"verdict": row.verdict, "reason": row.reason}
+        return StageOutcome.model_validate(
+            {
+                "stage": row.stage,
+                "agent": row.agent,
+                "rounds": row.round,
+                "message": f"{ticket.stream}:{ticket.sequence}",
+                "tokens": row.tokens,
+                "cost_usd": row.cost_usd,
+                **{name: value for name, value in said.items() if value},
+            }
         )
 
 

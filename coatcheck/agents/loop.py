@@ -1,43 +1,39 @@
-"""The agent's loop: from a tiny input to a published deliverable and a notice, in one activity.
+"""One round of one stage: from a tiny input to a published deliverable and a notice, in one activity.
 
-Order and idempotency: the turns are journalled by the proxy under (task key, turn); the deliverable is published with
-the task key as its message id; the notice names what is stored. A second attempt replays the turns for nothing, finds
-its message on the stream and returns the same ticket, wherever the first one died.
+Order and idempotency: the turns are journalled by the proxy under (task key, turn); files are stored by their content;
+the deliverable is published with the task key as its message id, last, so that it never names a file that is not there;
+the notice is made from what is stored. A second attempt replays the turns for nothing, finds its files and its message
+and returns the same ticket, wherever the first one died.
 """
 
+import asyncio
+import json
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from typing import Any, Final
 
-from pydantic_ai import Agent, ModelRetry, RunContext, ToolOutput
-from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
-from pydantic_ai.usage import RunUsage, UsageLimits
-
-from coatcheck.agents.prompt import READING_RULES, build_prompt, deliverable_claim, deliverable_section
-from coatcheck.agents.proxy_model import AskProxy, ProxyModel, TaskFinishedError
-from coatcheck.agents.reports import Report, report_model
-from coatcheck.agents.roles import FETCH_DELIVERABLE, SUBMIT_REPORT, Role, load_instructions
-from coatcheck.errors import AgentLimitError, AgentOutputError
+from coatcheck.agents.author import Author, Spent, Written
+from coatcheck.agents.desk import MADE_FROM, Desk, Stores
+from coatcheck.agents.evidence import as_markdown, objection, summarise
+from coatcheck.agents.prompt import build_prompt
+from coatcheck.agents.proxy_model import TaskFinishedError
+from coatcheck.agents.reports import NO_BLOCKERS, Finding
+from coatcheck.errors import AgentOutputError, DeliverableNotFoundError
 from coatcheck.failpoints import failpoint
-from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.workspace.folder import WorkspaceFolder
 from schemas.activities import StageOrder
-from schemas.conversation import Claim
 from schemas.deliverable import Deliverable, DeliverableMetadata, DeliverableRef
-from schemas.notice import Notice
+from schemas.evidence import Evidence
+from schemas.notice import Notice, Verdict
+from schemas.pipeline import StageKind
+from schemas.roles import Role
 from schemas.streams import stream_name
 from schemas.subjects import deliverable_subject
 
-
-@dataclass
-class Desk:
-    """What the tools of one task work with."""
-
-    feature: str
-    tickets: dict[str, DeliverableRef]
-    """Stage → its latest deliverable in this run."""
-    claims: list[Claim]
+FINDINGS_BYTES: Final = 300
+"""For the marks of a review in a notice of 1 KB: 18 findings with short ids."""
 
 
 @dataclass(frozen=True)
@@ -52,134 +48,149 @@ class Task:
 class StageRunner:
     """Runs rounds for one agent identity."""
 
-    def __init__(
-        self, role: Role, *, ask: AskProxy, deliverables: DeliverableService, stopping: Callable[[], bool]
-    ) -> None:
+    def __init__(self, role: Role, *, author: Author, stores: Stores, workspaces: WorkspaceFolder) -> None:
         self._role = role
-        self._ask = ask
-        self._deliverables = deliverables
-        self._stopping = stopping
+        self._author = author
+        self._stores = stores
+        self._workspaces = workspaces
 
     async def run(self, task: Task) -> Notice:
-        """Do the round and return its notice.
+        """Do the round and return its notice; raises as `_run` does.
 
         Raises:
-            AgentOutputError: the model gave no valid report within its bounded tries; not retried.
-            AgentLimitError: the role's turns are used up; not retried.
-            TurnRefusedError: the proxy refused; carries whether to retry.
+            AgentOutputError: something in a report or a deliverable cannot be stored or read; not retried, since it
+                would be the same the next time.
+        """
+        try:
+            return await self._run(task)
+        except ValueError as error:
+            raise AgentOutputError(f"{self._role.agent}: {error}") from error
+
+    async def _run(self, task: Task) -> Notice:
+        """Do the round.
+
+        Raises:
+            CoatcheckError: what the author raises (`ModelAuthor.write`, `CommandAuthor.write`), besides:
+            ArtifactInvalidError: too many files or bytes, or a path that none may have; not retried.
             DeliverableTooLargeError: the report does not fit into a message; not retried.
             MessagingUnavailableError: the publish is indeterminate; a retry finds out.
         """
         started = time.monotonic()
+        if self._role.kind == "command" and (earlier := await self._published(task)) is not None:
+            return earlier
         prompt, claims = build_prompt(self._role, task.order)
-        model = ProxyModel(
-            self._ask,
-            task_key=task.task_key,
-            model=self._role.model,
-            claims=claims,
-            stopping=self._stopping,
-        )
-        try:
-            report, usage = await self._talk(model, prompt, _desk(task.order, claims))
-        except TaskFinishedError as finished:
-            return finished.notice
-        deliverable = self._wrap(report, task.order, model, seconds=time.monotonic() - started)
-        ref = await self._publish(deliverable, task)
-        return self._notice(report, usage, model, ref=ref, task=task)
+        with ExitStack() as stack:
+            desk = Desk(
+                order=task.order,
+                claims=claims,
+                stores=self._stores,
+                open_workspace=lambda: stack.enter_context(self._workspaces.open(task.task_key, task.order.stage)),
+            )
+            try:
+                written = await self._author.write(task.task_key, prompt, desk)
+            except TaskFinishedError as finished:
+                return finished.notice
+            deliverable = await self._wrap(written, desk, started)
+            ref, stored = await self._publish(deliverable, task)
+            await asyncio.to_thread(stack.close)  # many files take seconds to remove
+        return self._notice(stored, written.spent, ref=ref, task=task)
 
-    async def _talk(self, model: ProxyModel, prompt: str, desk: Desk) -> tuple[Report, RunUsage]:
-        limits = UsageLimits(request_limit=self._role.max_turns)
-        try:
-            result = await _agent(self._role).run(prompt, model=model, deps=desk, usage_limits=limits)
-        except UsageLimitExceeded as error:
-            raise AgentLimitError(f"{self._role.agent}: {error}") from error
-        except UnexpectedModelBehavior as error:
-            raise AgentOutputError(f"{self._role.agent} gave no valid report: {error}") from error
-        return result.output, result.usage
-
-    def _wrap(self, report: Report, order: StageOrder, model: ProxyModel, *, seconds: float) -> Deliverable:
+    async def _wrap(self, written: Written, desk: Desk, started: float) -> Deliverable:
+        """Put the report, its files and, for a test, its evidence together."""
+        report, order = written.report, desk.order
+        custom, content = report.custom_fields(), report.report
+        if self._role.reports is StageKind.TEST:
+            ran = desk.evidence if not report.checks else None
+            evidence = ran or await desk.run_checks(report.checks)
+            custom, content = self._judged(custom, content, evidence, order.stage)
+        files = await desk.own_files()
+        artifacts = await self._stores.artifacts.put(self._role.agent, files) if files else []
         metadata = DeliverableMetadata(
             agent=self._role.agent,
             taskType=self._role.task_type,
             feature=order.feature,
             timestamp=datetime.now(UTC),
             files_analyzed=report.files_analyzed,
-            duration_minutes=round(seconds / 60, 3),
-            model=", ".join(sorted(model.spending.models)),
-            **report.custom_fields(),
+            duration_minutes=round((time.monotonic() - started) / 60, 3),
+            model=", ".join(sorted(written.spent.models)),
+            **custom,
+            **({MADE_FROM: desk.made_from()} if order.inputs else {}),
         )
-        return Deliverable(content=report.report, metadata=metadata)
+        return Deliverable(content=content, metadata=metadata, artifacts=artifacts)
 
-    async def _publish(self, deliverable: Deliverable, task: Task) -> DeliverableRef:
+    def _judged(self, custom: dict[str, Any], content: str, evidence: Evidence, own: str) -> tuple[dict[str, Any], str]:
+        """Bind the verdict to the evidence: a pass that it does not bear out becomes a fail, and the text says so."""
+        doubt = None
+        if custom["verdict"] == Verdict.PASS:
+            doubt = objection(evidence, own=own, required=self._role.evidence == "required")
+        fields = custom | {"evidence": evidence.model_dump(mode="json")}
+        if doubt is not None:
+            rework = list(dict.fromkeys(item.stage for item in evidence.failures))
+            fields |= {"verdict": Verdict.FAIL, "claimed_verdict": Verdict.PASS, "rework": rework}
+            fields |= {"summary": f"The claim of a pass was not accepted: {doubt}"}
+        return fields, content.rstrip() + as_markdown(evidence, doubt)
+
+    async def _publish(self, deliverable: Deliverable, task: Task) -> tuple[DeliverableRef, Deliverable]:
+        """Publish, or find what an earlier attempt has published; the notice is about what is stored."""
         await failpoint("agent.before_publish")
-        ref = await self._deliverables.publish_report(
+        published = await self._stores.deliverables.publish_report(
             deliverable,
             task_key=task.task_key,
             stream=stream_name(self._role.task_type),
             subject=self._subject(task.order),
         )
         await failpoint("agent.after_publish")
-        return ref
+        return published.ref, published.earlier or deliverable
+
+    async def _published(self, task: Task) -> Notice | None:
+        """The notice of an earlier attempt's deliverable: a command has no journal and would do all its work again."""
+        try:
+            stored = await self._stores.deliverables.fetch_by_subject(self._subject(task.order))
+        except DeliverableNotFoundError:
+            return None
+        if stored.task_key != task.task_key:
+            return None
+        return self._notice(stored.deliverable, Spent(), ref=stored.ref, task=task)
 
     def _subject(self, order: StageOrder) -> str:
         return deliverable_subject(self._role.agent, self._role.task_type, order.feature)
 
-    def _notice(self, report: Report, usage: RunUsage, model: ProxyModel, *, ref: DeliverableRef, task: Task) -> Notice:
+    def _notice(self, stored: Deliverable, spent: Spent, *, ref: DeliverableRef, task: Task) -> Notice:
+        said = stored.metadata.model_extra or {}
         optional = {
-            "cost_usd": model.spending.cost_usd,
+            "cost_usd": spent.cost_usd,
+            "tokens_cached": spent.tokens_cached or None,
             "attempt": task.attempt if task.attempt > 1 else None,
-            **report.notice_fields(),
+            "verdict": said.get("verdict"),
+            "rework": said.get("rework") or None,
+            "findings": _marks([Finding.model_validate(item) for item in said.get("findings") or []]) or None,
+            "evidence": summarise(Evidence.model_validate(said["evidence"])) if "evidence" in said else None,
         }
-        return self._deliverables.create_notice(
+        is_blocked = said["blockers"] != NO_BLOCKERS
+        return self._stores.deliverables.create_notice(
             agent=self._role.agent,
             feature=task.order.feature,
             subject=self._subject(task.order),
             ref=ref,
-            summary=report.summary,
-            status="blocked" if report.blocked else "complete",
-            complexity=report.complexity,
-            blockers=report.blockers,
-            ready_for_next_stage=not report.blocked,
-            files_modified=report.files_modified,
+            summary=said["summary"],
+            status="blocked" if is_blocked else "complete",
+            complexity=said["complexity"],
+            blockers=said["blockers"],
+            ready_for_next_stage=not is_blocked,
+            files_modified=len(stored.artifacts) or said["files_modified"],
             completion_time=datetime.now(UTC),
             round=task.order.round,
-            tokens_in=usage.input_tokens,
-            tokens_out=usage.output_tokens,
+            tokens_in=spent.tokens_in,
+            tokens_out=spent.tokens_out,
             **{name: value for name, value in optional.items() if value is not None},
         )
 
 
-def _desk(order: StageOrder, claims: list[Claim]) -> Desk:
-    return Desk(
-        feature=order.feature, tickets={item.stage: item.ref for item in (*order.tickets, *order.inputs)}, claims=claims
-    )
-
-
-@cache
-def _agent(role: Role) -> Agent[Desk, Report]:
-    """Built once per role; it holds no state of a run."""
-    agent = Agent(
-        deps_type=Desk,
-        output_type=ToolOutput(report_model(role.kind), name=SUBMIT_REPORT),
-        instructions=f"{load_instructions(role)}\n\n{READING_RULES}",
-        retries=role.output_retries,
-    )
-    if FETCH_DELIVERABLE in role.tools:
-        agent.tool(fetch_deliverable)
-    return agent
-
-
-async def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int = 0) -> str:
-    """Read what another stage of this run has delivered.
-
-    Args:
-        context: Given by the framework.
-        stage: Name of the stage, such as "research".
-        offset: First character to show; use it to go on where an earlier text was cut.
-    """
-    desk = context.deps
-    if stage not in desk.tickets:
-        raise ModelRetry(f"no stage {stage!r} has delivered yet; there are: {', '.join(desk.tickets) or 'none'}")
-    claim = deliverable_claim(desk.tickets[stage], stage, offset=offset)
-    desk.claims.append(claim)
-    return deliverable_section(claim, desk.tickets[stage], stage, desk.feature)
+def _marks(findings: list[Finding]) -> list[str]:
+    """What the workflow sees of a review: major findings first, as many as a notice has room for."""
+    marks: list[str] = []
+    for finding in sorted(findings, key=lambda item: item.severity != "major"):
+        marks.append(str(finding.mark))
+        if len(json.dumps(marks)) > FINDINGS_BYTES:
+            return marks[:-1]
+    return marks

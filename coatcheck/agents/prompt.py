@@ -15,13 +15,12 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from xml.sax.saxutils import quoteattr
 
-from coatcheck.agents.roles import FETCH_DELIVERABLE, SUBMIT_REPORT, Role
 from schemas.activities import StageOrder
 from schemas.conversation import Claim
 from schemas.deliverable import DeliverableRef
 from schemas.pipeline import MAX_BRIEF_BYTES
-from schemas.streams import STREAMS, stream_name
-from schemas.subjects import deliverable_subject
+from schemas.roles import FETCH_DELIVERABLE, SUBMIT_REPORT, Role
+from schemas.streams import stream_name
 
 DELIVERABLE_LIMIT: Final = 200_000
 """Characters of one deliverable per claim: about 50,000 tokens, so that four of them fit common context windows."""
@@ -29,6 +28,7 @@ BRIEF_MARKER: Final = "[[brief]]"
 FENCE_DIGITS: Final = 16
 """64 bits of a sha256: a text that contains its own fence cannot be searched for in practice."""
 
+_STREAM_PREFIX: Final = stream_name("")
 _MARKER: Final = re.compile(r"\[\[[a-z0-9:+_-]+\]\]")
 """The form of every marker; those that nobody listed stay text. Compiling one pattern per prompt cost 6% of a turn."""
 
@@ -53,9 +53,9 @@ def build_prompt(role: Role, order: StageOrder) -> tuple[str, list[Claim]]:
         claim = deliverable_claim(item.ref, item.stage)
         if claim not in claims:
             claims.append(claim)
-            sections.append(deliverable_section(claim, item.ref, item.stage, order.feature))
+            sections.append(deliverable_section(claim, item.ref, item.stage))
     if order.comment:
-        sections.append(_section("decision", fence, {"by": "a person"}, _spell_no_marker(order.comment)))
+        sections.append(_section("decision", fence, {"by": "a person"}, spell_no_marker(order.comment)))
     sections.append(f"Do the work of stage {order.stage!r} now, then call {SUBMIT_REPORT} once.")
     return "\n\n".join(sections), claims
 
@@ -71,11 +71,11 @@ def deliverable_claim(ref: DeliverableRef, stage: str, offset: int = 0, limit: i
     return Claim(marker=marker, deliverable=ref, offset=offset, limit=limit)
 
 
-def deliverable_section(claim: Claim, ref: DeliverableRef, stage: str, feature: str) -> str:
+def deliverable_section(claim: Claim, ref: DeliverableRef, stage: str) -> str:
     """The tagged section that holds a claim's marker: in the prompt, and as the answer of `fetch_deliverable`."""
     attributes = {"stage": stage}
-    if (subject := _subject(ref, feature)) is not None:
-        attributes["subject"] = subject
+    if ref.stream.startswith(_STREAM_PREFIX):
+        attributes["task_type"] = ref.stream.removeprefix(_STREAM_PREFIX)
     attributes |= {"stream": ref.stream, "sequence": str(ref.sequence)}
     if claim.offset:
         attributes["offset"] = str(claim.offset)
@@ -127,12 +127,11 @@ def _request(role: Role, order: StageOrder) -> str:
         "round": str(order.round),
         "agent": role.agent,
         "task_type": role.task_type,
-        "kind": role.kind.value,
+        "kind": role.reports.value,
     }
     lines = []
-    handed = {item.stage for item in order.inputs}
-    if others := [item.stage for item in order.tickets if item.stage not in handed]:
-        lines.append(f"{FETCH_DELIVERABLE} can also read these stages, which you were not handed: {', '.join(others)}.")
+    if order.inputs:
+        lines.append(f"{FETCH_DELIVERABLE} can also read the earlier stages that these deliverables were made from.")
     if order.round > 1:
         lines.append(
             f"This is round {order.round}. Where a section has your own stage's name it is your last round; "
@@ -149,18 +148,10 @@ def _attributes(attributes: Mapping[str, str]) -> str:
     return "".join(f" {name}={quoteattr(value)}" for name, value in attributes.items())
 
 
-def _subject(ref: DeliverableRef, feature: str) -> str | None:
-    """The subject under which the streams of `schemas.streams` hold this feature's deliverable."""
-    for spec in STREAMS:
-        if spec.name == ref.stream:
-            return deliverable_subject(spec.agent, spec.name.removeprefix(stream_name("")), feature)
-    return None
-
-
 def _fence(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:FENCE_DIGITS]
 
 
-def _spell_no_marker(text: str) -> str:
+def spell_no_marker(text: str) -> str:
     """Put a space between doubled opening brackets, without which no marker can be written."""
     return re.sub(r"\[(?=\[)", "[ ", text)

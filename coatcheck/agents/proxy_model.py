@@ -5,7 +5,7 @@ activity asks for turn 1 again, is given the journalled answer, and walks to whe
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -15,9 +15,18 @@ from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRe
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
-from coatcheck.errors import MessagingUnavailableError, TurnRefusedError, WorkerStoppingError
+from coatcheck.errors import MessagingUnavailableError, StageParkedError, TurnRefusedError, WorkerStoppingError
 from coatcheck.failpoints import failpoint
-from schemas.conversation import Claim, TurnAnswer, TurnError, TurnFinished, TurnPending, TurnReply, TurnRequest
+from schemas.conversation import (
+    Claim,
+    TurnAnswer,
+    TurnError,
+    TurnFinished,
+    TurnParked,
+    TurnPending,
+    TurnReply,
+    TurnRequest,
+)
 from schemas.notice import Notice
 
 AskProxy = Callable[[bytes], Awaitable[bytes]]
@@ -67,14 +76,14 @@ class ProxyModel(Model):
         ask: AskProxy,
         *,
         task_key: str,
-        model: str | None,
+        models: Sequence[str],
         claims: list[Claim],
         stopping: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._ask = ask
         self._task_key = task_key
-        self._model = model
+        self._models = list(models)
         self._stopping = stopping
         self.claims = claims
         """Markers that the prompt and the tools have used; the proxy replaces these and no others."""
@@ -83,7 +92,7 @@ class ProxyModel(Model):
     @property
     def model_name(self) -> str:
         """The model asked for; the proxy may have a default of its own."""
-        return self._model or "default"
+        return self._models[0] if self._models else "default"
 
     @property
     def system(self) -> str:
@@ -101,6 +110,7 @@ class ProxyModel(Model):
         Raises:
             TurnRefusedError: the proxy refused, or stayed away for a minute.
             WorkerStoppingError: the worker is shutting down; nothing new is begun.
+            StageParkedError: no model can be asked for a while.
             TaskFinishedError: the task was finished by an earlier attempt or before a reset.
         """
         if self._stopping():
@@ -111,7 +121,7 @@ class ProxyModel(Model):
         request = TurnRequest(
             task_key=self._task_key,
             turn=turn,
-            model=self._model,
+            models=self._models,
             messages=[_plain(item) for item in messages[last_answer + 1 :]],
             parameters=_PARAMETERS.dump_python(model_request_parameters, mode="json", exclude_defaults=True),
             settings=dict(model_settings or {}),
@@ -155,6 +165,8 @@ class ProxyModel(Model):
                         retryable=reply.retryable,
                         retry_after_seconds=reply.retry_after_seconds,
                     )
+                case TurnParked():
+                    raise StageParkedError(reply.reason, retry_after_seconds=reply.retry_after_seconds)
                 case TurnPending():
                     if self._stopping():
                         raise WorkerStoppingError("the worker is stopping; the call under way is journalled")

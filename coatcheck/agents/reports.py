@@ -8,14 +8,18 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from schemas.evidence import MAX_CHECKS, Check
 from schemas.notice import Verdict
 from schemas.pipeline import StageKind
+from schemas.review import MAX_FINDINGS, FindingMark
 from schemas.subjects import Slug
 
 MIN_REPORT_CHARACTERS: Final = 200
 """Shorter is a refusal or an excuse, not a deliverable; the seed's reports are 5k to 15k tokens."""
 MAX_SUMMARY_CHARACTERS: Final = 280
 MAX_BLOCKERS_CHARACTERS: Final = 200
+NO_BLOCKERS: Final = "None"
+"""The one spelling of nothing."""
 
 Complexity = Literal["Low", "Medium", "High"]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -28,7 +32,8 @@ class WorkReport(BaseModel):
 
     report: str = Field(
         description="The whole deliverable as markdown: everything that the next stages need, since they see nothing "
-        "else of your work. Code goes into fenced blocks, each with its file name on the first line as a comment.",
+        "else of your work but the files that you wrote with write_file, which are delivered beside it. Without that "
+        "tool, code goes into fenced blocks, each with its file name on the first line as a comment.",
         min_length=MIN_REPORT_CHARACTERS,
     )
     summary: Line = Field(
@@ -43,6 +48,13 @@ class WorkReport(BaseModel):
         "anything else stops the pipeline and asks a person.",
         max_length=MAX_BLOCKERS_CHARACTERS,
     )
+    checks: list[Check] = Field(
+        default_factory=list,
+        description="Commands that prove that your files work, run without network in your stage's folder, such as "
+        "{name: 'unit tests', command: ['python', '-m', 'unittest']}. The quality check runs them and believes only "
+        "them. Empty when you deliver no files.",
+        max_length=MAX_CHECKS,
+    )
     files_analyzed: int = Field(0, ge=0, description="How many files or deliverables you read.")
     files_modified: int = Field(0, ge=0, description="How many files your report adds or changes.")
 
@@ -50,20 +62,12 @@ class WorkReport(BaseModel):
     @classmethod
     def _no_blocker_has_one_spelling(cls, value: str) -> str:
         text = value.strip()
-        return "None" if text.rstrip(".").lower() in {"", "none", "no", "n/a", "-"} else text
-
-    @property
-    def blocked(self) -> bool:
-        """Whether a person has to clear something before the pipeline can go on."""
-        return self.blockers != "None"
+        return NO_BLOCKERS if text.rstrip(".").lower() in {"", "none", "no", "n/a", "-"} else text
 
     def custom_fields(self) -> dict[str, Any]:
-        """What goes into the deliverable's metadata besides the seed's fields; JSON values."""
-        return self.model_dump(mode="json", exclude={"report", "files_analyzed"})
-
-    def notice_fields(self) -> dict[str, Any]:
-        """What goes into the notice's metadata: the verdict and what it asks for, if the kind has one."""
-        return {}
+        """What goes into the deliverable's metadata besides the seed's fields; JSON values, empty lists left out."""
+        fields = self.model_dump(mode="json", exclude={"report", "files_analyzed"})
+        return {name: value for name, value in fields.items() if value != []}
 
 
 class Finding(BaseModel):
@@ -72,8 +76,9 @@ class Finding(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: Line = Field(
-        description="F1, F2, …; keep the id of a finding that is still open from an earlier round.",
-        max_length=20,
+        description="F1, F2, …; keep the id of a finding that is still open from an earlier round, and never use one "
+        "again for something else.",
+        pattern=r"^[A-Za-z0-9._-]{1,20}$",
     )
     severity: Literal["major", "minor"] = Field(
         description="major: the feature would be wrong, unsafe or unbuildable without the change; minor: it would be "
@@ -86,6 +91,11 @@ class Finding(BaseModel):
     claim: Line = Field(description="What is wrong there, with the words of the reviewed text as evidence.")
     wanted_change: Line = Field(description="The change that settles this finding, concrete enough to be checked.")
 
+    @property
+    def mark(self) -> FindingMark:
+        """What the workflow sees of it."""
+        return FindingMark.of(self.id, is_major=self.severity == "major", where=self.where, claim=self.claim)
+
 
 class ReviewReport(WorkReport):
     """Submit the review of this round: a verdict, and the findings that it rests on. Call it exactly once."""
@@ -97,15 +107,24 @@ class ReviewReport(WorkReport):
     findings: list[Finding] = Field(
         default_factory=list,
         description="Everything that must change, most important first. Empty only when there is nothing to change.",
-        max_length=50,
+        max_length=MAX_FINDINGS,
     )
-
-    def notice_fields(self) -> dict[str, Any]:
-        """The verdict."""
-        return {"verdict": self.verdict}
+    fixed: list[Line] = Field(
+        default_factory=list,
+        description="Ids of the findings of earlier rounds that this round's text settles. Each earlier finding is "
+        "either here or, with its id, still in findings.",
+        max_length=MAX_FINDINGS,
+    )
 
     @model_validator(mode="after")
     def _revise_says_what(self) -> Self:
+        majors = [finding.id for finding in self.findings if finding.severity == "major"]
+        if self.verdict is Verdict.APPROVE and majors:
+            raise ValueError(
+                f"verdict 'approve' with major findings open ({', '.join(majors)}): say 'revise', or call them minor"
+            )
+        if both := sorted({finding.id for finding in self.findings} & set(self.fixed)):
+            raise ValueError(f"{', '.join(both)} is in fixed and in findings: a finding is settled or it is open")
         if self.verdict is Verdict.REVISE and not self.findings:
             raise ValueError(
                 "verdict 'revise' needs at least one entry in findings (id, severity, where, claim, wanted_change); "
@@ -131,10 +150,6 @@ class TestReport(WorkReport):
         "deliverables, such as backend or frontend. Empty for pass.",
         max_length=10,
     )
-
-    def notice_fields(self) -> dict[str, Any]:
-        """The verdict and the stages to be reworked."""
-        return {"verdict": self.verdict, "rework": self.rework or None}
 
     @model_validator(mode="after")
     def _fail_says_who(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 import typer
 
-from coatcheck.cli.options import DEFAULT_DATA_DIR, DataDir
+from coatcheck.cli.options import DEFAULT_DATA_DIR, ConfigFile, DataDir
 
 app = typer.Typer()
 
@@ -26,6 +26,7 @@ def demo(
     ] = False,
     feature: Annotated[str, typer.Option(help="Slug of the feature.")] = FEATURE,
     brief: Annotated[str, typer.Option(help="What is wanted.", show_default=False)] = BRIEF,
+    config: ConfigFile = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Take one feature through the five agents on real servers, and show what it left behind.
@@ -39,4 +40,4 @@ def demo(
     from coatcheck.cli.session import run  # noqa: PLC0415
 
     request = build_request({"feature": feature, "brief": brief})
-    run(demonstrate(request, kill=kill, data_dir=data_dir))
+    run(demonstrate(request, kill=kill, config=config, data_dir=data_dir))

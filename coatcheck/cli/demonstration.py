@@ -16,8 +16,8 @@ from typing import Final
 from coatcheck.cli.output import columns, emit
 from coatcheck.cli.runs import FoundRun
 from coatcheck.cli.session import load_settings, open_database, open_temporal
-from coatcheck.cli.stack import stack_config
-from coatcheck.cli.starting import start
+from coatcheck.cli.stack import stack_config, warn_of_other_config
+from coatcheck.cli.starting import chosen_pipeline, start
 from coatcheck.cli.voice import tell
 from coatcheck.cli.watching import watch_found
 from coatcheck.errors import CoatcheckError
@@ -46,15 +46,17 @@ class Kill:
     """Monotonic seconds."""
 
 
-async def demonstrate(request: FeatureRequest, *, kill: bool, data_dir: Path) -> None:
+async def demonstrate(request: FeatureRequest, *, kill: bool, config: Path | None, data_dir: Path) -> None:
     """Start what is not running, run the request, and show what is left behind.
 
     Raises:
         CoatcheckError: the run did not complete, or with `kill` a finished model call was paid for again.
         DependencyDownError: a server or worker did not start.
     """
-    status = await asyncio.to_thread(_ensure_stack, data_dir)
+    status = await asyncio.to_thread(_ensure_stack, data_dir, config)
     settings = load_settings(data_dir)
+    if (chosen := chosen_pipeline(None, config=status.config_file, data_dir=data_dir)) is not None:
+        request = request.model_copy(update={"pipeline": chosen})
     async with AsyncExitStack() as resources:
         client = await open_temporal(settings)
         pool = await resources.enter_async_context(open_database(settings))
@@ -70,13 +72,15 @@ async def demonstrate(request: FeatureRequest, *, kill: bool, data_dir: Path) ->
     emit(_next_steps(status, request, found, kill=kill, is_scripted=_is_scripted(settings)))
 
 
-def _ensure_stack(data_dir: Path) -> StackStatus:
+def _ensure_stack(data_dir: Path, config: Path | None) -> StackStatus:
     status = load_status(data_dir)
     if status.state == StackState.RUNNING:
+        warn_of_other_config(status, config)
         return status
+    wanted = stack_config(data_dir, Settings(), config=config)
     tell("starting Temporal, nats-server, PostgreSQL and three workers …")
     started = time.monotonic()
-    status = start_detached(stack_config(data_dir, Settings()))
+    status = start_detached(wanted)
     tell(f"ready after {time.monotonic() - started:.1f} s, in {status.data_dir}")
     return status
 
@@ -100,17 +104,25 @@ async def _kill_in_call(pool: Pool, found: FoundRun, data_dir: Path) -> Kill:
 async def _proof(pool: Pool, found: FoundRun, history_bytes: int) -> str:
     """Where the bytes went: the bodies on the streams, tickets everywhere else."""
     notices = [Notice.model_validate(row.output_data) for row in await tasks(pool, found.run_key) if row.output_data]
+    last = list({notice.agent: notice for notice in notices}.values())
     bodies = sum(notice.metadata.bytes for notice in notices)
     small = sum(len(notice.to_wire()) for notice in notices)
     usage = await TurnJournal(pool, "demo").usage(found.run_key)
     rows = [
         ["deliverables on the streams", f"{len(notices)}", _kilobytes(bodies)],
+        ["files of the last rounds", f"{sum(notice.files_modified for notice in last)}", ""],
+        ["checks that passed in the last test", _checks(last), ""],
         ["notices to the orchestrator", f"{len(notices)}", _kilobytes(small)],
         ["Temporal's history of the run", "1", _kilobytes(history_bytes)],
         ["model turns, each journalled", f"{sum(task.turns for task in usage)}", ""],
         ["model calls paid", f"{sum(task.calls for task in usage)}", ""],
     ]
     return columns(("what this run left", "count", "size"), rows)
+
+
+def _checks(last: list[Notice]) -> str:
+    found = [notice.metadata.evidence for notice in last if notice.metadata.evidence is not None]
+    return ", ".join(f"{item.passed} of {item.passed + item.failed}" for item in found)
 
 
 async def _after_kill(pool: Pool, found: FoundRun, kill: Kill, ended: float) -> str:
@@ -130,6 +142,8 @@ def _next_steps(status: StackStatus, request: FeatureRequest, found: FoundRun, *
     subject = f"agog.deliverables.roy.backend.{request.feature}"
     steps = [
         ("the backend, by its subject", f"fetch {subject}"),
+        ("its files: a module and its tests, ready to run", f"fetch {subject} --out backend"),
+        ("where a run is, what it waits for, who spent what", f"why {request.feature}"),
         ("every deliverable of the feature", f"deliverables {request.feature}"),
         ("what happened, in order", f"events {found.workflow_id}"),
         ("kill the worker in mid-call and see the run resume", "demo --kill"),

@@ -8,13 +8,13 @@ from typing import Final, Literal, NoReturn
 from coatcheck.cli.output import emit, emit_json
 from coatcheck.cli.session import UP_HINT, load_settings
 from coatcheck.cli.voice import MisuseError, tell
+from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, StorageUnavailableError
 from coatcheck.localstack.files import private_dir, write_private
 from coatcheck.localstack.workers import DEFAULT_WORKERS, worker_environment
 from coatcheck.messaging.accounts import ensure_keys, render_accounts
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import migrate
-from schemas.streams import AGENTS, STREAMS
 
 ACCOUNTS_FILE: Final = "accounts.conf"
 
@@ -45,14 +45,17 @@ def run_worker(kind: Literal["core", "agents", "gateway"], agents: Sequence[str]
 
     Raises:
         MisuseError: agents were named for another kind of worker, or one does not exist.
+        ConfigError: `coatcheck.toml` is wrong.
     """
     if agents and kind != "agents":
         raise MisuseError(f"a {kind} worker has no agents", hint="coatcheck worker agents roy jen")
-    if unknown := [agent for agent in agents if agent not in AGENTS]:
-        raise MisuseError(f"no agent is called {unknown[0]!r}", hint=f"the agents are {', '.join(AGENTS)}")
     settings = load_settings(data_dir)
+    team = load_config(settings.config_file)
+    if unknown := [agent for agent in agents if agent not in team.agents]:
+        raise MisuseError(f"no agent is called {unknown[0]!r}", hint=f"the agents are {', '.join(team.agents)}")
     spec = next(spec for spec in DEFAULT_WORKERS if spec.name == kind)
-    environment = worker_environment(spec, _connections(settings), {"COATCHECK_DATA_DIR": str(data_dir.absolute())})
+    told = _connections(settings) | {"COATCHECK_CONFIG": str(settings.config_file or "")}
+    environment = worker_environment(spec, told, {"COATCHECK_DATA_DIR": str(data_dir.absolute())}, team)
     # Replaced rather than imported: an agent worker's process must never have held the database's password.
     os.execve(spec.argv[0], [*spec.argv, *agents], environment)  # noqa: S606  our own program, no shell
 
@@ -75,12 +78,14 @@ def write_nats_config(out: Path, *, data_dir: Path) -> None:
 
     Raises:
         CoatcheckError: the folder cannot be written to.
+        ConfigError: `coatcheck.toml` is wrong.
     """
-    keys = load_settings(data_dir).keys_dir
+    settings = load_settings(data_dir)
+    keys, team = settings.keys_dir, load_config(settings.config_file)
     try:
-        users = ensure_keys(private_dir(keys), AGENTS)
+        users = ensure_keys(private_dir(keys), team.agents)
         path = private_dir(out) / ACCOUNTS_FILE
-        write_private(path, render_accounts(users, STREAMS))
+        write_private(path, render_accounts(users, team.streams))
     except OSError as error:
         raise CoatcheckError(f"cannot write {error.filename}: {error.strerror}") from error
     emit(str(path))

@@ -7,6 +7,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -22,12 +23,15 @@ from temporalio.client import Client
 from coatcheck.cli.output import columns, emit, emit_json
 from coatcheck.cli.session import UP_HINT, load_settings, open_database, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, EXIT_FAILED, tell
+from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DependencyDownError, MessagingUnavailableError
+from coatcheck.localstack.status import StackState, load_status
 from coatcheck.messaging.accounts import CORE as CORE_IDENTITY
 from coatcheck.messaging.streams import check_sync_always, stream_statuses
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import pending
-from schemas.streams import AGENTS, STREAMS
+from coatcheck.workspace.isolation import describe
+from coatcheck.workspace.sandbox import Sandbox
 from schemas.task_queues import CORE, agent_queue
 from workers.temporal import check_search_attributes
 
@@ -37,6 +41,7 @@ POLL_AGE_SECONDS: Final = 90.0
 """An idle worker asks again every 60 s; the server remembers one that is gone for 5 minutes."""
 LEAST_FREE_BYTES: Final = 2 * 1024**3
 """PostgreSQL, JetStream and Temporal stop working on a full disk; a thousand runs take about 200 MB."""
+_RESTART_HINT: Final = "`coatcheck down` and `coatcheck up` make the agents, their keys and streams follow the file"
 _WORKER_HINT: Final = "`coatcheck up` runs the workers; `coatcheck worker {kind}` runs one alone"
 
 
@@ -126,14 +131,14 @@ async def _core_workers(settings: Settings) -> str:
 
 
 async def _agent_workers(settings: Settings) -> str:
-    client = await open_temporal(settings)
+    client, agents = await open_temporal(settings), load_config(settings.config_file).agents
     counts = await asyncio.gather(
-        *(_pollers(client, agent_queue(agent), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY) for agent in AGENTS)
+        *(_pollers(client, agent_queue(agent), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY) for agent in agents)
     )
-    idle = [agent_queue(agent) for agent, count in zip(AGENTS, counts, strict=True) if not count]
+    idle = [agent_queue(agent) for agent, count in zip(agents, counts, strict=True) if not count]
     if idle:
         raise DependencyDownError(f"nobody polls {', '.join(idle)}", hint=_WORKER_HINT.format(kind="agents"))
-    return f"all {len(AGENTS)} queues are polled"
+    return f"all {len(agents)} queues are polled"
 
 
 async def _pollers(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> int:
@@ -162,9 +167,10 @@ async def _nats_sync(settings: Settings) -> str:
 
 
 async def _streams(settings: Settings) -> str:
+    known = load_config(settings.config_file).streams
     async with open_nats(settings) as client:
-        statuses = await stream_statuses(client, STREAMS)
-    if missing := {spec.name for spec in STREAMS} - {status.name for status in statuses}:
+        statuses = await stream_statuses(client, known)
+    if missing := {spec.name for spec in known} - {status.name for status in statuses}:
         raise CoatcheckError(
             f"{', '.join(sorted(missing))}: missing", hint="a core worker creates streams that never existed"
         )
@@ -213,6 +219,35 @@ async def _model(settings: Settings) -> str:
     return f"{settings.model or 'the default model'} with {', '.join(present)} (as this environment has it)"
 
 
+async def _config(settings: Settings) -> str:
+    """The file that this command and the workers of the stack go by."""
+    team = load_config(settings.config_file)
+    status = load_status(settings.data_dir)
+    if status.state == StackState.RUNNING and status.config_file != settings.config_file:
+        raise CoatcheckError(
+            f"{_file(settings.config_file)}, but the stack was started with {_file(status.config_file)}",
+            hint=_RESTART_HINT,
+        )
+    if status.state == StackState.RUNNING and _changed_since(status.supervisor.started_at, settings.config_file):
+        raise CoatcheckError(f"{settings.config_file} has changed since the stack was started", hint=_RESTART_HINT)
+    return f"{_file(settings.config_file)}: {len(team.agents)} agents, pipelines {', '.join(team.pipelines)}"
+
+
+def _file(path: Path | None) -> str:
+    return str(path or "no coatcheck.toml")
+
+
+def _changed_since(started: datetime | None, path: Path | None) -> bool:
+    return path is not None and started is not None and path.stat().st_mtime > started.timestamp()
+
+
+async def _isolation(settings: Settings) -> str:
+    """Tried here; a worker in a container may have another level, and says so in its evidence."""
+    limits = load_config(settings.config_file).checks
+    sandbox = await asyncio.to_thread(Sandbox, limits)
+    return describe(sandbox.isolation)
+
+
 async def _disk(settings: Settings) -> str:
     folder = next(
         path for path in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if path.exists()
@@ -235,6 +270,8 @@ CHECKS: Final[dict[str, Check]] = {
     "postgres": _postgres,
     "migrations": _migrations,
     "model": _model,
+    "config": _config,
+    "isolation of checks": _isolation,
     "disk": _disk,
 }
 """In the order in which they are printed."""

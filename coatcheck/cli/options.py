@@ -13,6 +13,17 @@ DataDir = Annotated[
 ]
 DEFAULT_DATA_DIR = Path(".coatcheck")
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="COATCHECK_CONFIG",
+        help="Own roles and pipelines. [default: ./coatcheck.toml if it exists]",
+        dir_okay=False,
+    ),
+]
+"""`coatcheck.toml`; `session.config_file` finds it when the option is not given."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A feature, a workflow id or a run key.")]

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
+
+SMALLEST_COST: Final = Decimal("0.0001")
+"""The last digit of a cost that is shown."""
 
 
 def emit(text: str) -> None:
@@ -34,8 +37,10 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cost(value: Decimal | None) -> str:
-    """Dollars; a price that is not known is not the same as free."""
-    return "unknown" if value is None else f"${value:.4f}"
+    """Dollars; a price that is not known is not the same as free, nor is one that is very small."""
+    if value is None:
+        return "unknown"
+    return "<$0.0001" if 0 < value < SMALLEST_COST else f"${value:.4f}"
 
 
 def moment(value: datetime | None) -> str:

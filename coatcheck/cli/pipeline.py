@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, Run
+from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, ConfigFile, DataDir, Run
 
 app = typer.Typer()
 
@@ -25,10 +25,14 @@ def run(  # noqa: PLR0913  one parameter per option
     gate: Annotated[
         list[str] | None, typer.Option(metavar="STAGE", help="A person decides after this stage; repeatable.")
     ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Which of coatcheck.toml's pipelines. [default: the one called default]")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="Who asks; shares are fair between tenants.")] = None,
     timeout_decision: Annotated[
         int | None, typer.Option(help="Seconds a decision may take before the run expires. [default: 7 days]")
     ] = None,
+    config: ConfigFile = None,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -40,8 +44,13 @@ def run(  # noqa: PLR0913  one parameter per option
     """
     from coatcheck.cli import session, starting  # noqa: PLC0415
 
+    # A whole request says itself which stages it wants.
+    chosen = (
+        None if request and pipeline is None else starting.chosen_pipeline(pipeline, config=config, data_dir=data_dir)
+    )
     options = {
         "feature": feature,
+        "pipeline": chosen,
         "tenant": tenant,
         "gates": gate or None,
         "decision_timeout_seconds": timeout_decision,

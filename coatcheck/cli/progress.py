@@ -17,7 +17,7 @@ from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool
 from coatcheck.storage.state import RunRecord, TaskRecord, tasks
 from schemas.notice import Notice
-from schemas.pipeline import DEFAULT_PIPELINE, Progress, RunStatus, StageProgress, StageState
+from schemas.pipeline import DEFAULT_PIPELINE, Progress, RunStatus, StageProgress, StageState, Waiting
 from schemas.streams import stream_name
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
@@ -175,8 +175,10 @@ def headline(progress: Progress) -> str:
 
 def question(progress: Progress) -> list[str]:
     """What a waiting run asks, and the commands that look and answer; empty when it does not wait."""
-    if (waiting := progress.waiting) is None:
-        return []
+    return [line for waiting in progress.waiting for line in _question(progress, waiting)]
+
+
+def _question(progress: Progress, waiting: Waiting) -> list[str]:
     answer = f"coatcheck decide {progress.run_key} {waiting.stage} approve --sha256 {waiting.sha256[:12]}"
     sequence = next((row.sequence for row in progress.stages if row.stage == waiting.stage), None)
     until = f"{waiting.deadline:%Y-%m-%d %H:%M}"

@@ -10,15 +10,19 @@ from coatcheck.cli.output import columns, emit, emit_json, moment, one_line
 from coatcheck.cli.progress import ENDED
 from coatcheck.cli.runs import find_record
 from coatcheck.cli.session import load_settings, open_database, open_nats
+from coatcheck.cli.unpacking import save, show_saved, tell_files
 from coatcheck.cli.voice import MisuseError, tell
+from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DeliverableLostError, DeliverableNotFoundError
+from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.streams import stream_statuses
 from coatcheck.storage import state
 from coatcheck.storage.state import EventRecord
 from schemas.deliverable import HEADER_SHA256, DeliverableRef, StoredDeliverable
-from schemas.streams import STREAMS, StreamStatus
+from schemas.streams import StreamStatus, bucket_streams
+from schemas.subjects import agent_of
 
 FOLLOW_SECONDS: Final = 0.5
 _SHA256_SHOWN: Final = 12
@@ -48,31 +52,48 @@ def split_message(message: str) -> tuple[str, int] | None:
     return stream, int(sequence)
 
 
-async def fetch(message: str, *, as_json: bool, data_dir: Path) -> None:
-    """Print one deliverable; its bytes are checked against the sha256 of their header.
+async def fetch(message: str, *, out: Path | None, force: bool, as_json: bool, data_dir: Path) -> None:
+    """Print one deliverable, or write its files below `out`; all bytes are checked against their sha256.
 
     Raises:
-        MisuseError: `message` names nothing that can be fetched.
-        DeliverableError: it does not exist (any more), or is corrupt.
+        MisuseError: `message` names nothing that can be fetched, or `force` without `out`.
+        DeliverableError: it or one of its files does not exist (any more), or is corrupt; nothing was written.
+        FilesExistError: without `force`, files would be overwritten; nothing was written.
+        UnwritableError: the folder cannot take the files.
         DependencyDownError: NATS does not answer.
     """
+    if force and out is None:
+        raise MisuseError("--force is about files", hint="add --out DIR")
     named = split_message(message)
-    async with open_nats(load_settings(data_dir)) as client:
+    settings = load_settings(data_dir)
+    known = load_config(settings.config_file).streams
+    async with open_nats(settings) as client:
+        service = DeliverableService(client, streams=known)
         if named is None:
-            stored = await DeliverableService(client).fetch_by_subject(message)
+            stored = await service.fetch_by_subject(message)
         else:
-            stored = await _by_sequence(client, *named)
-    if as_json:
+            stored = await _by_sequence(client, service, *named, known=[spec.name for spec in known])
+        # By the subject's agent: the server lets only that one publish there, while the body may claim anything.
+        files = {} if out is None else await _files(client, stored)
+    if out is not None:
+        save(files, out, force=force)
+        show_saved(stored, out, as_json=as_json)
+    elif as_json:
         emit_json(stored)
     else:
         emit(stored.deliverable.content)
+        tell_files(stored, message)
 
 
-async def _by_sequence(client: NatsClient, stream: str, sequence: int) -> StoredDeliverable:
-    known = [spec.name for spec in STREAMS]
+async def _files(client: NatsClient, stored: StoredDeliverable) -> dict[str, bytes]:
+    return await ArtifactStore(client).get_all(agent_of(stored.subject), stored.deliverable.artifacts)
+
+
+async def _by_sequence(
+    client: NatsClient, service: DeliverableService, stream: str, sequence: int, *, known: Sequence[str]
+) -> StoredDeliverable:
     if stream not in known:
         raise DeliverableNotFoundError(f"{stream!r} is no stream of deliverables", hint=f"one of {', '.join(known)}")
-    service = DeliverableService(client)
     try:
         message = await client.fetch_by_sequence(stream, sequence)
     except DeliverableNotFoundError:
@@ -93,15 +114,18 @@ async def _say_why_gone(service: DeliverableService, stream: str, sequence: int)
 
 
 async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
-    """Print the state of every stream.
+    """Print the state of every stream, those of the buckets too.
 
     Raises:
         StreamDriftError: with `check`, a stream is missing or not as declared.
         DependencyDownError: NATS does not answer.
     """
-    async with open_nats(load_settings(data_dir)) as client:
-        statuses = await stream_statuses(client, STREAMS)
-    missing = [spec.name for spec in STREAMS if spec.name not in {status.name for status in statuses}]
+    settings = load_settings(data_dir)
+    config = load_config(settings.config_file)
+    known = [*config.streams, *bucket_streams(config.agents)]
+    async with open_nats(settings) as client:
+        statuses = await stream_statuses(client, known)
+    missing = [spec.name for spec in known if spec.name not in {status.name for status in statuses}]
     if as_json:
         emit_json(statuses)
     else:
@@ -110,7 +134,7 @@ async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
         tell(f"{name} does not exist")
     drifted = [status.name for status in statuses if status.drift] + missing
     if check and drifted:
-        raise StreamDriftError(f"{len(drifted)} of {len(STREAMS)} streams are not as declared: {', '.join(drifted)}")
+        raise StreamDriftError(f"{len(drifted)} of {len(known)} streams are not as declared: {', '.join(drifted)}")
 
 
 def _stream_rows(statuses: Sequence[StreamStatus]) -> list[list[str]]:
@@ -145,7 +169,7 @@ async def deliverables(feature: str, *, as_json: bool, data_dir: Path) -> None:
     if as_json:
         emit_json(rows)
         return
-    header = ("run", "stage", "round", "verdict", "subject", "message", "bytes", "sha256", "when")
+    header = ("run", "stage", "round", "verdict", "subject", "message", "bytes", "files", "sha256", "when")
     cells = [
         [
             row.run_key,
@@ -155,6 +179,7 @@ async def deliverables(feature: str, *, as_json: bool, data_dir: Path) -> None:
             row.subject,
             f"{row.ref.stream}:{row.ref.sequence}",
             f"{row.ref.bytes:,}",
+            f"{row.files:,}",
             row.ref.sha256[:_SHA256_SHOWN],
             moment(row.completed_at),
         ]

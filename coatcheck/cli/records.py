@@ -1,5 +1,6 @@
 """`fetch`, `deliverables`, `streams`, `events`, `runs`: what was delivered and what happened."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,20 +14,29 @@ app = typer.Typer()
 def fetch(
     message: Annotated[str, typer.Argument(metavar="SUBJECT|STREAM:SEQ", help="A subject, or one message.")],
     *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the deliverable's files below this folder.", file_okay=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --out: overwrite files that are there.")] = False,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Print a deliverable: the markdown, or with --json all of the message.
+
+    Its files are listed on stderr. --out writes them, all or none: each is checked against its sha256 first.
 
     A subject means the last message under it, of whatever run; STREAM:SEQ is one message for ever.
 
     Example: coatcheck fetch agog.deliverables.roy.backend.customer-search
 
     Example: coatcheck fetch agog_features_backend:1 --json
+
+    Example: coatcheck fetch agog_features_backend:1 --out customer-search
     """
     from coatcheck.cli import reading, session  # noqa: PLC0415
 
-    session.run(reading.fetch(message, as_json=as_json, data_dir=data_dir))
+    session.run(reading.fetch(message, out=out, force=force, as_json=as_json, data_dir=data_dir))
 
 
 @app.command()
@@ -54,7 +64,7 @@ def streams(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Show the streams' state and whether their settings are as declared.
+    """Show the streams' and buckets' state and whether their settings are as declared.
 
     Example: coatcheck streams --check
     """

@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from coatcheck.config import CONFIG_FILE
 from coatcheck.errors import (
     CoatcheckError,
     DependencyDownError,
@@ -35,7 +36,7 @@ _AWAY: Final = frozenset({RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCE
 
 
 def load_settings(data_dir: Path) -> Settings:
-    """Settings from the environment, completed by the addresses of the local stack in `data_dir`.
+    """Settings from the environment, completed by what the local stack in `data_dir` was started with.
 
     Raises:
         CoatcheckError: a variable or the status file cannot be read.
@@ -51,7 +52,10 @@ def load_settings(data_dir: Path) -> Settings:
         raise CoatcheckError(
             f"{data_dir / 'status.json'} cannot be read: {type(error).__name__}", hint="`coatcheck up` writes it anew"
         ) from error
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"config_file": config_file(settings.config_file)}
+    if settings.config_file is None and status.supervisor.started_at is not None:
+        # Also when that was none: such a stack does not know the roles of a file that has come since.
+        found["config_file"] = status.config_file
     if settings.temporal_address is None and status.temporal:
         found |= {"temporal_address": status.temporal.address, "temporal_namespace": status.temporal.namespace}
     if settings.nats_url is None and status.nats:
@@ -62,6 +66,13 @@ def load_settings(data_dir: Path) -> Settings:
             "gateway_database_url": settings.gateway_database_url or SecretStr(status.postgres.gateway_dsn),
         }
     return settings.model_copy(update=found)
+
+
+def config_file(given: Path | None) -> Path | None:
+    """The `coatcheck.toml` to start with, absolute: the given one, else that of the current folder, else none."""
+    if given is None and Path(CONFIG_FILE).exists():
+        given = Path(CONFIG_FILE)
+    return None if given is None else given.absolute()
 
 
 def run(command: Coroutine[Any, Any, None]) -> None:

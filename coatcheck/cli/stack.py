@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, ConfigFile, DataDir
 from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, tell
 
 if TYPE_CHECKING:
@@ -20,13 +20,27 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-def stack_config(data_dir: Path, settings: "Settings") -> "StackConfig":
-    """The stack in `data_dir`; servers that the environment points to are used, the others are started."""
+def stack_config(data_dir: Path, settings: "Settings", *, config: Path | None) -> "StackConfig":
+    """The stack in `data_dir`; servers that the environment points to are used, the others are started.
+
+    Args:
+        data_dir: Where its data are or will be.
+        settings: From the environment.
+        config: The `coatcheck.toml` that is given; else that of the current folder, if there is one.
+
+    Raises:
+        ConfigError: it is wrong; nothing was started.
+    """
+    from coatcheck.cli.session import config_file  # noqa: PLC0415
+    from coatcheck.config import load_config  # noqa: PLC0415
     from coatcheck.localstack.config import External, StackConfig  # noqa: PLC0415
 
+    file = config_file(config)
+    load_config(file)
     database, gateway = settings.database_url, settings.gateway_database_url
     return StackConfig(
         data_dir=data_dir.absolute(),
+        config_file=file,
         nats_keys_dir=settings.nats_keys_dir.absolute() if settings.nats_keys_dir else None,
         external=External(
             temporal_address=settings.temporal_address,
@@ -43,6 +57,7 @@ def stack_config(data_dir: Path, settings: "Settings") -> "StackConfig":
 def up(
     *,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is ready.")] = False,
+    config: ConfigFile = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Start Temporal, NATS, PostgreSQL and the workers, and keep them running."""
@@ -56,13 +71,24 @@ def up(
     status = load_status(data_dir)
     if status.state == StackState.RUNNING:
         tell(f"already running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
+        warn_of_other_config(status, config)
         return
-    config = stack_config(data_dir, Settings())
+    wanted = stack_config(data_dir, Settings(), config=config)
     if not detach:
-        raise typer.Exit(asyncio.run(supervise(config)))
-    status = start_detached(config)
+        raise typer.Exit(asyncio.run(supervise(wanted)))
+    status = start_detached(wanted)
     tell(f"running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
     tell("hint: `coatcheck status` shows where everything is, `coatcheck down` stops it")
+
+
+def warn_of_other_config(status: "StackStatus", config: Path | None) -> None:
+    """Say so when a stack that runs was started with another `coatcheck.toml` than the one that is meant now."""
+    from coatcheck.cli.session import config_file  # noqa: PLC0415
+
+    wanted = config_file(config)
+    if wanted is not None and wanted != status.config_file:
+        tell(f"warning: it was started with {status.config_file or 'no coatcheck.toml'}, not with {wanted}")
+        tell("hint: `coatcheck down` and `coatcheck up` take the other one")
 
 
 @app.command()
@@ -87,6 +113,8 @@ def status(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> 
 
 def _table(found: "StackStatus") -> str:
     lines = [f"stack     {found.state}  {found.data_dir}"]
+    if found.config_file:
+        lines.append(f"config    {found.config_file}")
     if found.supervisor.error:
         lines.append(f"error     {found.supervisor.error}")
     if found.temporal:

@@ -1,7 +1,6 @@
 """Starts a pipeline, as the plain `temporal` program could, but refuses bad input before anything connects."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +14,38 @@ from coatcheck.cli.runs import FoundRun, find
 from coatcheck.cli.session import load_settings, open_temporal, temporal_errors
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.cli.watching import watch_found
+from coatcheck.config import load_config, nearest
 from coatcheck.errors import CoatcheckError
-from schemas.pipeline import FeatureRequest
-from schemas.task_queues import CORE
+from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, Pipeline
+from schemas.task_queues import CORE, TASK_TIMEOUT
 from schemas.workflow_ids import MAX_WORKFLOW_ID_LENGTH, feature_workflow_id
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
-TASK_TIMEOUT: Final = timedelta(seconds=3)
-"""How long a core worker that died holds a run up (default 10 s; with 2 to 3 s recovery took 1.2 to 4.8 s)."""
 MAX_SUMMARY_BYTES: Final = 200
 """Temporal's limit for a static summary."""
+
+
+def chosen_pipeline(name: str | None, *, config: Path | None, data_dir: Path) -> Pipeline | None:
+    """The pipeline that a run shall take; `None` for the one that a request means anyway, so that it stays small.
+
+    Args:
+        name: One of the configuration's; its `default` when absent.
+        config: The `coatcheck.toml` that is given; else the one that the stack was started with.
+        data_dir: Where the stack is.
+
+    Raises:
+        MisuseError: there is no pipeline of that name.
+        ConfigError: `coatcheck.toml` is wrong.
+    """
+    file = config.absolute() if config else load_settings(data_dir).config_file
+    pipelines = load_config(file).pipelines
+    wanted = name or DEFAULT_PIPELINE.name
+    if wanted not in pipelines:
+        raise MisuseError(
+            f"there is no pipeline {wanted!r}{nearest(wanted, list(pipelines))}",
+            hint=f"{file} has {', '.join(pipelines)}" if file else "own pipelines come from a coatcheck.toml",
+        )
+    return None if pipelines[wanted] == DEFAULT_PIPELINE else pipelines[wanted]
 
 
 def request_from(

@@ -121,13 +121,13 @@ async def _waiting(client: Client, found: FoundRun, stage: str) -> Waiting:
         ) from error
     except WorkflowQueryFailedError as error:
         raise CoatcheckError(f"{found.workflow_id} has not got to its first stage") from error
-    if progress.waiting is None:
+    if not progress.waiting:
         raise CoatcheckError(f"{found.workflow_id} is {progress.status}: nothing waits for a decision")
-    if progress.waiting.stage != stage:
-        raise CoatcheckError(
-            f"{progress.waiting.stage} waits for a decision, not {stage}", hint="`coatcheck progress RUN` shows it"
-        )
-    return progress.waiting
+    for waiting in progress.waiting:
+        if waiting.stage == stage:
+            return waiting
+    names = " and ".join(waiting.stage for waiting in progress.waiting)
+    raise CoatcheckError(f"{names} waits for a decision, not {stage}", hint="`coatcheck progress RUN` shows it")
 
 
 async def _update(client: Client, found: FoundRun, decision: Decision) -> str:

@@ -3,7 +3,7 @@
 import sys
 from typing import Final
 
-from coatcheck.errors import CoatcheckError, DependencyDownError
+from coatcheck.errors import CoatcheckError, ConfigError, DependencyDownError
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -25,9 +25,10 @@ def tell(line: str) -> None:
 
 def complain(error: CoatcheckError) -> int:
     """Tell an error and its hint; returns the exit code that goes with it."""
-    tell(f"error: {error}")
+    for line in str(error).splitlines() if isinstance(error, ConfigError) else [str(error)]:
+        tell(f"error: {line}")
     if error.hint:
         tell(f"hint: {error.hint}")
-    if isinstance(error, MisuseError):
+    if isinstance(error, MisuseError | ConfigError):
         return EXIT_MISUSE
     return EXIT_DEPENDENCY_DOWN if isinstance(error, DependencyDownError) else EXIT_FAILED

@@ -1,15 +1,23 @@
-"""Replaces the claims in a conversation by what they stand for, just before the provider call."""
+"""Replaces the claims in a conversation by what they stand for, just before the provider call or the command."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from pydantic import ValidationError
+
 from coatcheck.agents.prompt import expand
+from coatcheck.errors import CoatcheckError
 from coatcheck.messaging.deliverables import DeliverableService
-from schemas.conversation import Claim
+from schemas import errors
+from schemas.conversation import Claim, RedeemReply, RedeemRequest
+from schemas.workflow_ids import run_key_of
 
 ReadBrief = Callable[[str], Awaitable[str]]
 """Run key → the run's brief."""
+
+RequireRunning = Callable[[str, str], Awaitable[None]]
+"""Task key and agent; raises unless the task is that agent's and running."""
 
 MAX_BRIEFS = 200
 """Briefs kept in memory: as many runs as can be in flight; at most 50 MB."""
@@ -49,6 +57,28 @@ class ClaimDesk:
                 del self._briefs[next(iter(self._briefs))]
             self._briefs[run_key] = brief
         return self._briefs[run_key]
+
+
+class ClaimService:
+    """Serves `agog.svc.claims.<agent>`: the brief and deliverables in a text, for an agent that is a command."""
+
+    def __init__(self, desk: ClaimDesk, *, require_running: RequireRunning) -> None:
+        self._desk = desk
+        self._require_running = require_running
+
+    async def handle(self, agent: str, payload: bytes) -> bytes:
+        """Answer one request of `agent`, whose name comes from the subject: a `RedeemReply` as JSON."""
+        try:
+            request = RedeemRequest.model_validate_json(payload)
+            await self._require_running(request.task_key, agent)
+            part = {"part_kind": "user-prompt", "content": request.text}
+            [message] = await self._desk.redeem(run_key_of(request.task_key), request.claims, [{"parts": [part]}])
+            reply = RedeemReply(text=message["parts"][0]["content"])
+        except ValidationError as error:
+            reply = RedeemReply(code=errors.REQUEST_INVALID, message=str(error))
+        except CoatcheckError as error:
+            reply = RedeemReply(code=error.code, message=str(error), retryable=error.retryable)
+        return reply.model_dump_json().encode()
 
 
 def _texts(messages: list[dict[str, Any]]) -> Iterable[str]:

@@ -4,7 +4,8 @@ Retries belong to the journal and to Temporal: an SDK that retries by itself wou
 """
 
 import contextlib
-import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -15,17 +16,18 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, infer_model
 
 from coatcheck.agents.scripted import ScriptedModel
+from coatcheck.gateway.prices import SCRIPTED, PriceTable, openai_endpoints
+from coatcheck.gateway.provider_errors import ProviderFailure, classify
+from coatcheck.redaction import redacted
+from schemas.config import Price
 
 if TYPE_CHECKING:  # each SDK takes 0.8 s to import, so a gateway imports only the ones it uses
     import anthropic
     import openai
 
-SCRIPTED: Final = "scripted"
 DEFAULT_OPENAI_MODEL: Final = "openai:gpt-5-mini"
-DEFAULT_ANTHROPIC_MODEL: Final = "anthropic:claude-sonnet-4-5"
-
-
-_log = logging.getLogger(__name__)
+DEFAULT_ANTHROPIC_MODEL: Final = "anthropic:claude-sonnet-5-5"
+"""Its predecessor 4.5 is switched off on 30 November 2026 (the SDK warns)."""
 
 
 class Providers:
@@ -37,27 +39,32 @@ class Providers:
     def __init__(
         self,
         *,
-        default_model: str | None,
+        models: Sequence[str],
         openai_api_key: SecretStr | None,
         openai_base_url: str | None,
         anthropic_api_key: SecretStr | None,
         timeout_seconds: float,
-        scripted_latency_seconds: float,
-        scripted_report_bytes: int,
+        scripted: ScriptedModel,
+        prices: Mapping[str, Price] | None = None,
+        also: Iterable[str] = (),
     ) -> None:
+        self.prices = PriceTable(prices or {}, own_endpoints=openai_endpoints(openai_base_url))
+        """Of the configuration, then of the bundled table."""
         self._openai_api_key = openai_api_key
         self._openai_base_url = openai_base_url
         self._anthropic_api_key = anthropic_api_key
         self.timeout_seconds = timeout_seconds
         """Most time that one call may take, from connecting to the last byte."""
-        self._scripted = ScriptedModel(latency_seconds=scripted_latency_seconds, report_bytes=scripted_report_bytes)
-        self._models: dict[str, Model] = {SCRIPTED: self._scripted}
+        self._models: dict[str, Model] = {SCRIPTED: scripted}
         self._clients: list[openai.AsyncOpenAI | anthropic.AsyncAnthropic] = []
-        self.default_model = default_model or self._best_default()
+        self.chain = tuple(models) or (self._best_default(),)
+        """Asked by turns that name no models of their own, in this order; what the keys allow when none were given."""
+        self.allowed = frozenset((*self.chain, *also))
+        """What any turn may name: an agent that was taken over must not choose a dearer model."""
 
     async def __aenter__(self) -> Self:
         with contextlib.suppress(UserError):  # whoever asks for it is told
-            self.model(self.default_model)
+            self.model(self.chain[0])
         return self
 
     async def __aexit__(
@@ -65,6 +72,13 @@ class Providers:
     ) -> None:
         for client in self._clients:
             await client.close()
+
+    def explain(self, error: Exception) -> ProviderFailure:
+        """What a failed call means, in words that are stored and shown: without keys, which some providers repeat."""
+        failure = classify(error)
+        keys = (self._openai_api_key, self._anthropic_api_key)
+        text = redacted(failure.message, [key.get_secret_value() for key in keys if key is not None])
+        return replace(failure, message=text)
 
     def _best_default(self) -> str:
         if self._openai_api_key or self._openai_base_url:
@@ -121,15 +135,12 @@ class Providers:
         return AnthropicModel(model_name, provider=AnthropicProvider(anthropic_client=client))
 
     def cost_usd(self, name: str, response: ModelResponse) -> Decimal | None:
-        """Price of one answer by the genai-prices table; `None` when no price is known, which is not 0."""
-        if name == SCRIPTED:
-            return Decimal(0)
-        if name.startswith("openai:") and self._openai_base_url is not None:
-            return None
-        try:
-            return response.cost().total_price
-        except (LookupError, ValueError):
-            return None
-        except Exception:  # noqa: BLE001  the answer is paid for: a fault in a price table must not lose it
-            _log.exception("no price for %s", name)
-            return None
+        """Price of one answer; `None` when no price is known, which is not 0."""
+        usage = response.usage
+        return self.prices.cost_usd(
+            name,
+            tokens_in=usage.input_tokens,
+            tokens_out=usage.output_tokens,
+            tokens_cached=usage.cache_read_tokens,
+            response=response,
+        )

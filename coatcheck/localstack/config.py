@@ -44,6 +44,8 @@ class StackConfig(BaseModel):
     env: dict[str, str] = {}
     """More environment for every worker."""
     external: External = External()
+    config_file: Path | None = None
+    """`coatcheck.toml`, absolute; the defaults when absent."""
     nats_keys_dir: Path | None = None
     """`<data_dir>/nats/keys` when absent."""
     start_timeout_seconds: float = 60

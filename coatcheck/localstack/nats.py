@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from coatcheck.config import load_config
 from coatcheck.localstack.binaries import script
 from coatcheck.localstack.config import StackConfig
 from coatcheck.localstack.files import private_dir, write_private
@@ -16,22 +17,26 @@ from coatcheck.localstack.ports import LOOPBACK
 from coatcheck.localstack.probe import http_ok
 from coatcheck.localstack.status import NatsUserStatus
 from coatcheck.messaging import accounts
-from schemas.streams import AGENTS, STREAMS
 
 PORTS: Final = ("nats", "nats_monitor")
 _CONF: Final = "nats-server.conf"
-_MAX_FILE_STORE: Final = "16GB"
-"""The streams reserve 6 x 1 GiB; the server would otherwise take three quarters of the free disk as its limit."""
+_MAX_FILE_STORE: Final = "64GB"
+"""Each agent's stream and bucket reserve 3 GiB, so this is room for 20 agents; they take from the disk only what they
+hold. The server would otherwise take three quarters of the free disk as its limit and refuse streams beyond it."""
 
 
 def prepare(config: StackConfig) -> dict[str, NatsUserStatus]:
     """Make missing keys and write the two configuration files; returns the identities by name.
 
     Also done for an external server: its operator needs the accounts, the workers need the keys.
+
+    Raises:
+        ConfigError: the stack's `coatcheck.toml` is wrong.
     """
-    users = accounts.ensure_keys(private_dir(config.keys_dir), AGENTS)
+    team = load_config(config.config_file)
+    users = accounts.ensure_keys(private_dir(config.keys_dir), team.agents)
     folder = private_dir(config.data_dir / "nats")
-    write_private(folder / "accounts.conf", accounts.render_accounts(users, STREAMS))
+    write_private(folder / "accounts.conf", accounts.render_accounts(users, team.streams))
     shutil.copyfile(_conf_source(), folder / _CONF)
     return {
         name: NatsUserStatus(

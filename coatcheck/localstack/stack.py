@@ -89,6 +89,7 @@ class LocalStack:
         workers: Sequence[WorkerSpec] | None = None,
         env: Mapping[str, str] | None = None,
         external: External | None = None,
+        config_file: Path | None = None,
         start_timeout_seconds: float = 60,
     ) -> None:
         self.config = StackConfig(
@@ -97,6 +98,7 @@ class LocalStack:
             workers=DEFAULT_WORKERS if workers is None else tuple(workers),
             env=dict(env or {}),
             external=external or External(),
+            config_file=config_file.absolute() if config_file else None,
             start_timeout_seconds=start_timeout_seconds,
         )
         self._process: subprocess.Popen[bytes] | None = None

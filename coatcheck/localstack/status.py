@@ -106,6 +106,8 @@ class StackStatus(BaseModel):
     """Everything that a person or a test needs to find its way in."""
 
     data_dir: Path
+    config_file: Path | None = None
+    """The `coatcheck.toml` that the stack was last started with; without one, the defaults are in force."""
     state: StackState
     supervisor: SupervisorStatus
     temporal: TemporalStatus | None = None

@@ -15,6 +15,7 @@ from typing import Final
 
 import psutil
 
+from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from coatcheck.localstack import nats, postgres, temporal
 from coatcheck.localstack.config import SERVERS, ServerName, StackConfig
@@ -54,7 +55,9 @@ class Supervisor:
             state=StackState.STARTING,
             started_at=datetime.now(UTC),
         )
-        self._status = StackStatus(data_dir=config.data_dir, state=StackState.STARTING, supervisor=me)
+        self._status = StackStatus(
+            data_dir=config.data_dir, config_file=config.config_file, state=StackState.STARTING, supervisor=me
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start everything, keep it alive until `stop` is set, stop everything.
@@ -151,14 +154,17 @@ class Supervisor:
         ready_file = private_dir(self._config.data_dir / "run") / f"{spec.name}.ready"
         told = connections.variables() | {
             "COATCHECK_DATA_DIR": str(self._config.data_dir),
+            # Empty rather than absent: the variable of the environment that we were started in is not ours.
+            "COATCHECK_CONFIG": str(self._config.config_file or ""),
             "COATCHECK_NATS_KEYS_DIR": str(self._config.keys_dir),
             "COATCHECK_READY_FILE": str(ready_file),
             MARK: str(self._config.data_dir),
         }
+        team = load_config(self._config.config_file)
         return MemberSpec(
             name=spec.name,
             argv=spec.argv,
-            env=worker_environment(spec, told, self._config.env),
+            env=worker_environment(spec, told, self._config.env, team),
             ready=partial(_exists, ready_file),
             before_start=partial(ready_file.unlink, missing_ok=True),
             grace_seconds=spec.grace_seconds,

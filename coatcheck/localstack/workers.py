@@ -1,17 +1,19 @@
 """The worker processes of a stack and the environment that each of them gets.
 
 A worker is given what it needs and nothing else, as in production: agent workers see neither a database password
-nor a provider's key.
+nor a provider's key, unless a command agent's role names it.
 """
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Access = Literal["database", "gateway_database", "providers"]
+from schemas.config import Config
+
+Access = Literal["database", "gateway_database", "providers", "commands"]
 
 _VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
     "database": ("DATABASE_URL",),
@@ -44,17 +46,25 @@ def _default(name: str, *access: Access) -> WorkerSpec:
 DEFAULT_WORKERS: Final = (
     _default("core", "database"),
     _default("gateway", "gateway_database", "providers"),
-    _default("agents"),
+    _default("agents", "commands"),
 )
 
 
-def worker_environment(spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a worker: ours, minus the secrets it has no access to, plus where the servers are."""
+def worker_environment(
+    spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str], team: Config
+) -> dict[str, str]:
+    """The whole environment of a worker: ours, minus the secrets it has no access to, plus where the servers are.
+
+    A command agent calls its provider itself, so the worker that runs it is given the keys that its role names.
+    """
     inherited = {**os.environ, **extra, **connections}
-    return {name: value for name, value in inherited.items() if _visible(name, spec.access)} | spec.env
+    named = {name for role in team.roles.values() if role.kind == "command" for name in role.env}
+    return {name: value for name, value in inherited.items() if _visible(name, spec.access, named)} | spec.env
 
 
-def _visible(name: str, access: tuple[Access, ...]) -> bool:
+def _visible(name: str, access: tuple[Access, ...], named: Collection[str]) -> bool:
+    if name in named and "commands" in access and not any(name in names for names in _VARIABLES.values()):
+        return True
     if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES):
         return "providers" in access
     return all(name not in names or right in access for right, names in _VARIABLES.items())

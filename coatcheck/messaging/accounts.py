@@ -21,7 +21,7 @@ import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
-from schemas.streams import StreamSpec
+from schemas.streams import AGENT_STATE, StreamSpec, artifact_wildcard, bucket_streams, kv_changes, kv_subject
 from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, event_wildcard, service_wildcard
 
 HUB: Final = "HUB"
@@ -35,10 +35,15 @@ OBSERVER: Final = "observer"
 OWN_JS_PREFIX: Final = "$JS.API"
 HUB_JS_PREFIX: Final = "JS.hub.API"
 
-SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT}
+SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT}
 """Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each."""
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
+
+_GATEWAY_WRITES: Final = kv_subject(AGENT_STATE, "model.>")
+"""Circuit breakers and rate limits of models, shared by every gateway."""
+_CHANGES: Final = kv_changes(AGENT_STATE)
+"""What the hub repeats to those who follow the state; a stream export, so nothing can be sent back through it."""
 
 _ACCOUNTS: Final[Mapping[str, str]] = {CORE: HUB, GATEWAY: GATEWAY_ACCOUNT, SYSTEM: "SYS", OBSERVER: "OBSERVER"}
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
@@ -75,7 +80,7 @@ def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
     Raises:
         ValueError: an agent's name is not a slug or is taken.
     """
-    names = [_agent_name(agent) for agent in agents]
+    names = [check_agent_name(agent) for agent in agents]
     keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys_dir.chmod(0o700)
     for name in (*_ACCOUNTS, *names):
@@ -85,6 +90,18 @@ def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
             seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
             _write_once(_nkey_file(keys_dir, name), seed)
     return {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
+
+
+def check_agent_name(name: str) -> str:
+    """Return the name when an agent may have it.
+
+    Raises:
+        ValueError: it is not a slug, or one of the fixed identities or accounts has it.
+    """
+    check_slug(name)
+    if name in _ACCOUNTS or name.upper() in _ACCOUNTS.values():
+        raise ValueError(f"no agent can be named {name!r}: it is one of the fixed NATS identities or accounts")
+    return name
 
 
 def load_user(keys_dir: Path, name: str) -> NatsUser:
@@ -119,9 +136,10 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
 
     Args:
         users: As `ensure_keys` gives them.
-        streams: Every agent's stream; each agent reads all and writes only its own subjects.
+        streams: Every agent's stream; each agent reads all and writes only its own subjects. The buckets are added.
     """
     agents = [user for name, user in users.items() if name not in _ACCOUNTS]
+    streams = [*streams, *bucket_streams(agent.name for agent in agents)]
     blocks = [_hub(users, agents, streams), _gateway(users[GATEWAY], agents, streams)]
     blocks += [_agent(user, streams) for user in agents]
     blocks += [_observer(users[OBSERVER], streams), f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}"]
@@ -136,6 +154,8 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
     exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
+    exports.append(_export(_GATEWAY_WRITES, [users[GATEWAY].account]))
+    exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
     exports += _served_by(HUB, agents)
     discovery = _import("$SRV.>", account=GATEWAY_ACCOUNT)
     return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=[discovery], jetstream=True)
@@ -145,8 +165,9 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
     """Not in the hub: there a gateway that was taken over could forge deliverables through reply subjects."""
     discovery = f'{{ service: "$SRV.>", accounts: ["{HUB}"], response_type: stream }}'
     permissions = _permissions(
-        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)],
+        publish=[_GATEWAY_WRITES, *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams))],
         subscribe=[
+            _CHANGES,
             *(_service(name, "*") for name, account in SERVICES.items() if account == user.account),
             "$SRV.>",
             f"{user.inbox_prefix}.>",
@@ -158,7 +179,11 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
         user.account,
         [_credentials(user, permissions)],
         exports=[*_served_by(user.account, agents), discovery],
-        imports=[_import_js(verb) for verb in _stream_verbs(streams)],
+        imports=[
+            _import(_GATEWAY_WRITES),
+            _import_stream(_CHANGES),
+            *(_import_js(verb) for verb in _stream_verbs(streams)),
+        ],
     )
 
 
@@ -185,13 +210,14 @@ def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
     verbs = [*_stream_verbs(streams), *_READ_ALL]
     permissions = _permissions(
-        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[f"{user.inbox_prefix}.>"]
+        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, f"{user.inbox_prefix}.>"]
     )
-    return _account(user.account, [_credentials(user, permissions)], imports=[_import_js(verb) for verb in verbs])
+    imports = [_import_stream(_CHANGES), *(_import_js(verb) for verb in verbs)]
+    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
 def _writes(agent: str) -> tuple[str, ...]:
-    return deliverable_wildcard(agent), event_wildcard(agent)
+    return deliverable_wildcard(agent), event_wildcard(agent), artifact_wildcard(agent)
 
 
 def _service(service: str, agent: str) -> str:
@@ -219,6 +245,14 @@ def _export(subject: str, accounts: list[str], threshold: str | None = None) -> 
     return f"{{ service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{limit} }}"
 
 
+def _export_stream(subject: str, accounts: list[str]) -> str:
+    return f"{{ stream: {json.dumps(subject)}, accounts: {json.dumps(accounts)} }}"
+
+
+def _import_stream(subject: str) -> str:
+    return f"{{ stream: {{ account: {HUB}, subject: {json.dumps(subject)} }} }}"
+
+
 def _import(subject: str, *, account: str = HUB, to: str | None = None) -> str:
     target = f", to: {json.dumps(to)}" if to else ""
     return f"{{ service: {{ account: {account}, subject: {json.dumps(subject)} }}{target} }}"
@@ -239,13 +273,6 @@ def _credentials(user: NatsUser, permissions: str = "") -> str:
     else:
         login = f"nkey: {user.user}"
     return f"{{ {login}{', ' if permissions else ''}{permissions} }}"
-
-
-def _agent_name(name: str) -> str:
-    check_slug(name)
-    if name in _ACCOUNTS or name.upper() in _ACCOUNTS.values():
-        raise ValueError(f"no agent can be named {name!r}: it is one of the fixed NATS identities or accounts")
-    return name
 
 
 def _nkey_file(keys_dir: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Self
 
 from pydantic_core import from_json, to_json
@@ -48,6 +49,8 @@ HEADER_ERROR: Final = "Nats-Service-Error"
 _NO_MESSAGE: Final = 10037
 _NO_STREAM: Final = 10059
 _MESSAGE_TOO_LARGE: Final = 10054
+STREAM_FULL: Final = 10077
+"""A stream that discards new messages has reached a limit. JetStream calls that 503 as if it were away; it is not."""
 _BACKOFF_FIRST_SECONDS: Final = 0.1
 _BACKOFF_LONGEST_SECONDS: Final = 2.0
 
@@ -73,6 +76,8 @@ class StoredMessage:
     subject: str
     headers: Mapping[str, str]
     data: bytes
+    stored_at: datetime
+    """By the server's clock."""
 
 
 @dataclass(eq=False)
@@ -259,6 +264,10 @@ class NatsClient:
         """Read the last message of a literal subject; raises as `fetch_by_sequence` does."""
         return await self._get(stream, {"last_by_subj": subject})
 
+    async def fetch_next(self, stream: str, subject: str, from_sequence: int) -> StoredMessage:
+        """Read the first message of a literal subject at or after a sequence; raises as `fetch_by_sequence` does."""
+        return await self._get(stream, {"seq": from_sequence, "next_by_subj": subject})
+
     async def _get(self, stream: str, query: dict[str, Any]) -> StoredMessage:
         message = (await self.api(f"STREAM.MSG.GET.{stream}", query))["message"]
         return StoredMessage(
@@ -267,6 +276,7 @@ class NatsClient:
             subject=message["subject"],
             headers=_headers(base64.b64decode(message.get("hdrs", ""))),
             data=base64.b64decode(message.get("data", "")),
+            stored_at=datetime.fromisoformat(message["time"]),
         )
 
     async def api(
@@ -386,7 +396,8 @@ def _answer(data: bytes, what: str) -> dict[str, Any]:
         raise StreamMissingError(text)
     if err_code == _MESSAGE_TOO_LARGE:
         raise DeliverableTooLargeError(text)
-    if code == 503:  # noqa: PLR2004  HTTP's "service unavailable"
+    full = err_code == STREAM_FULL and "maximum" in text  # the same number without a limit is a failing disk
+    if code == 503 and not full:  # noqa: PLR2004  HTTP's "service unavailable"
         raise MessagingUnavailableError(text)
     raise MessagingRefusedError(text, err_code=err_code)
 

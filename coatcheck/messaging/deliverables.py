@@ -7,6 +7,7 @@ was asked again, a timestamp moved on). A read is checked against the ticket's s
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -40,6 +41,15 @@ _REPUBLISHED_HEADERS: Final = ("Nats-Stream", "Nats-Subject")
 _HEADER_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 
+@dataclass(frozen=True)
+class Published:
+    """What is stored for a task, be it by this attempt or by an earlier one."""
+
+    ref: DeliverableRef
+    earlier: Deliverable | None = None
+    """What an earlier attempt had stored already: it counts, and the notice must be made from it."""
+
+
 def message_id(ref: DeliverableRef) -> str:
     """The seed's message id: `<stream>.<sequence>` (003, Publishing Flow)."""
     return f"{ref.stream}.{ref.sequence}"
@@ -64,9 +74,7 @@ class DeliverableService:
         self._client = client
         self._streams = streams
 
-    async def publish_report(
-        self, deliverable: Deliverable, *, task_key: str, stream: str, subject: str
-    ) -> DeliverableRef:
+    async def publish_report(self, deliverable: Deliverable, *, task_key: str, stream: str, subject: str) -> Published:
         """Store the deliverable, once per task key, and return the ticket of what is stored.
 
         Raises:
@@ -85,7 +93,8 @@ class DeliverableService:
             identity = f"{task}~{attempt + 1}" if attempt else task
             ack = await self._client.publish(subject, body, message_id=identity, stream=stream, headers=headers)
             if not ack.duplicate:
-                return DeliverableRef(stream=ack.stream, sequence=ack.sequence, sha256=digest, bytes=len(body))
+                ref = DeliverableRef(stream=ack.stream, sequence=ack.sequence, sha256=digest, bytes=len(body))
+                return Published(ref)
             if (stored := await self._stored(ack)) is not None:
                 return _checked(stored, subject, task)
         raise DeliverableExpiredError(f"{task_key}: published {_MAX_REPUBLISHES} times and dropped by retention")
@@ -174,15 +183,15 @@ class DeliverableService:
             ) from error
 
 
-def _checked(message: StoredMessage, subject: str, task: str) -> DeliverableRef:
-    """The ticket of the message that an earlier attempt has stored."""
+def _checked(message: StoredMessage, subject: str, task: str) -> Published:
+    """What an earlier attempt has stored."""
     if message.headers.get(HEADER_TASK) != task or message.subject != subject:
         raise DeliverableCorruptError(
             f"{message.stream}.{message.sequence} carries this task's id, but belongs to "
             f"{message.headers.get(HEADER_TASK)!r} under {message.subject}"
         )
-    digest = _digest(message, expected=message.headers.get(HEADER_SHA256))
-    return DeliverableRef(stream=message.stream, sequence=message.sequence, sha256=digest, bytes=len(message.data))
+    earlier = _parse(message, expected=message.headers.get(HEADER_SHA256))
+    return Published(earlier.ref, earlier.deliverable)
 
 
 def _parse(message: StoredMessage, *, expected: str | None) -> StoredDeliverable:

@@ -11,6 +11,8 @@ _ELLIPSIS: Final = "…"
 _NOT_LAST: Final = " \n\t\u200d"
 """Not left at the end of a text that was cut: white space, and the joiner inside an emoji."""
 _MAX_MODEL_CHARACTERS: Final = 80
+LEAST_TEXT_BYTES: Final = 60
+"""For summary and blockers."""
 _BLOCKERS_SHARE: Final = 3
 """Blockers may take a third of the room when both texts are too long."""
 
@@ -52,7 +54,7 @@ def create_notice(  # noqa: PLR0913  the seed's fields, by keyword
         ValueError: the other fields alone are over 1 KB.
     """
     if isinstance(model := metadata.get("model"), str):
-        metadata["model"] = _cut(model, _MAX_MODEL_CHARACTERS)
+        metadata["model"] = cut_to_bytes(model, _MAX_MODEL_CHARACTERS)
     notice = Notice(
         status=status,
         agent=agent,
@@ -68,12 +70,24 @@ def create_notice(  # noqa: PLR0913  the seed's fields, by keyword
             stream=ref.stream, sequence=ref.sequence, sha256=ref.sha256, bytes=ref.bytes, **metadata
         ),
     )
+    notice = _without_extras(notice)
     room = MAX_NOTICE_BYTES - len(notice.to_wire())
     if room < len(_ELLIPSIS.encode()):
         raise ValueError(f"the notice of {agent} for {feature} takes {-room:,} bytes too many without any text")
     summary, blockers = _line(_clean(summary)), _line(_clean(blockers))
-    blockers = _cut(blockers, max(room // _BLOCKERS_SHARE, room - _size(summary)))
-    return notice.model_copy(update={"blockers": blockers, "summary": _cut(summary, room - _size(blockers))})
+    blockers = cut_to_bytes(blockers, max(room // _BLOCKERS_SHARE, room - _size(summary)))
+    return notice.model_copy(update={"blockers": blockers, "summary": cut_to_bytes(summary, room - _size(blockers))})
+
+
+def _without_extras(notice: Notice) -> Notice:
+    """Drop what the deliverable has in full, one after the other, until a line of summary fits."""
+    metadata = notice.metadata
+    evidence = metadata.evidence.model_copy(update={"checks": []}) if metadata.evidence else None
+    for update in ({"evidence": evidence}, {"findings": None}, {"rework": (metadata.rework or [])[:1] or None}):
+        if len(notice.to_wire()) + LEAST_TEXT_BYTES <= MAX_NOTICE_BYTES:
+            break
+        notice = notice.model_copy(update={"metadata": notice.metadata.model_copy(update=update)})
+    return notice
 
 
 def _line(text: str) -> str:
@@ -92,7 +106,7 @@ def _size(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False).encode()) - 2
 
 
-def _cut(text: str, room: int) -> str:
+def cut_to_bytes(text: str, room: int) -> str:
     """The longest prefix that fits into `room` bytes of JSON, with an ellipsis when something is missing."""
     if _size(text) <= room:
         return text

@@ -11,13 +11,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from coatcheck.errors import MessagingRefusedError, MessagingUnavailableError, MessagingUnsafeError, StreamMissingError
+from coatcheck.errors import (
+    ConfigError,
+    MessagingRefusedError,
+    MessagingUnavailableError,
+    MessagingUnsafeError,
+    StreamMissingError,
+)
 from coatcheck.messaging.client import NatsClient
 from schemas.streams import StreamSpec, StreamStatus
 
 _NANOSECONDS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
 """Another process made the stream, with other settings, between our look and our request."""
+_SUBJECTS_OVERLAP: Final = 10065
+"""A stream of the same agent exists under another name: the agent had another task type."""
 _MONITOR_TIMEOUT_SECONDS: Final = 5
 
 _MUST_BE_ABSENT: Final = (
@@ -36,24 +44,26 @@ _MUST_BE_ABSENT: Final = (
 
 def stream_config(spec: StreamSpec, *, replicas: int = 1) -> dict[str, Any]:
     """The settings of the seed (003, Agent Streams and Retention) as JetStream's API spells them."""
+    republish = {"republish": {"src": spec.subjects[0], "dest": spec.republish_to}} if spec.republish_to else {}
     return {
         "name": spec.name,
         "subjects": list(spec.subjects),
         "retention": "limits",
         "storage": "file",
-        "discard": "old",
+        "discard": spec.discard,
         "max_msgs": spec.max_msgs,
         "max_bytes": spec.max_bytes,
         "max_age": spec.max_age_seconds * _NANOSECONDS,
         "duplicate_window": spec.duplicate_window_seconds * _NANOSECONDS,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
+        "max_msgs_per_subject": spec.max_msgs_per_subject,
+        "max_msg_size": spec.max_msg_bytes,
         "max_consumers": -1,
         "num_replicas": replicas,
         # A direct get may be answered by a replica that lags: 558 of 1,500 reads right after the ack found nothing.
         "allow_direct": False,
         "deny_delete": True,
         "deny_purge": True,
+        **republish,
     }
 
 
@@ -74,6 +84,7 @@ async def ensure_streams(client: NatsClient, specs: Iterable[StreamSpec], *, rep
         MessagingUnavailableError: JetStream does not answer.
         NotAuthorizedError: this identity may not create streams.
         MessagingRefusedError: JetStream refuses a stream, for instance for want of space.
+        ConfigError: an agent's subjects belong to a stream of another name.
     """
     statuses = []
     for spec in specs:
@@ -82,6 +93,11 @@ async def ensure_streams(client: NatsClient, specs: Iterable[StreamSpec], *, rep
             try:
                 answer = await client.api(f"STREAM.CREATE.{spec.name}", stream_config(spec, replicas=replicas))
             except MessagingRefusedError as error:
+                if error.err_code == _SUBJECTS_OVERLAP:
+                    raise ConfigError(
+                        f"{spec.name} cannot be made: another stream holds the deliverables of {spec.agent!r}",
+                        hint="an agent and its task type stay together: choose another agent name for the new role",
+                    ) from error
                 if error.err_code != _NAME_IN_USE:
                     raise
                 answer = await client.api(f"STREAM.INFO.{spec.name}")
@@ -115,6 +131,23 @@ def refuse_lost_streams(statuses: Iterable[StreamStatus], recorded: Mapping[str,
                 hint="check the server's store directory and encryption key, or restore the stream from a backup; "
                 "it is not created anew over recorded state",
             )
+
+
+def refuse_foreign_streams(statuses: Iterable[StreamStatus]) -> None:
+    """Refuse to go on when a stream does not take its agent's subjects: what that agent publishes would be lost.
+
+    It was made for another agent, whose deliverables it holds.
+
+    Raises:
+        ConfigError: there is one; the message says which subjects it takes.
+    """
+    for status in statuses:
+        for difference in status.drift:
+            if difference.startswith("subjects: "):
+                raise ConfigError(
+                    f"the stream {status.name} was not made for the agent that has its task type now: {difference}",
+                    hint="an agent and its task type stay together: choose another task type for the new role",
+                )
 
 
 async def check_sync_always(monitor_url: str | None) -> None:
@@ -184,5 +217,5 @@ def _drift(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str
         if (found := actual.get(setting, False)) != value:
             yield f"{setting}: is {json.dumps(found)}, should be {json.dumps(value)}"
     for setting in _MUST_BE_ABSENT:
-        if actual.get(setting):
+        if actual.get(setting) and setting not in wanted:
             yield f"{setting}: is {json.dumps(actual[setting])}, should be absent"

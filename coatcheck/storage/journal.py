@@ -129,18 +129,48 @@ class TurnJournal:
         """By agent too: who asks for another's task is neither told of its turns nor in their way."""
         self._last_beat = self._steady_since = float("-inf")
 
-    async def beat(self) -> None:
-        """Show that this gateway lives; without it others take its calls over, and it takes over none."""
+    async def beat(self) -> int:
+        """Show that this gateway lives; without it others take its calls over, and it takes over none.
+
+        Returns:
+            How many gateways live, this one included: none of the others has been silent for a lease.
+        """
         with storage_errors():
-            await self._pool.execute(
-                "INSERT INTO llm_gateways (gateway_id) VALUES ($1)"
-                " ON CONFLICT (gateway_id) DO UPDATE SET seen_at = now()",
+            others: int = await self._pool.fetchval(
+                """
+                WITH beat AS (
+                    INSERT INTO llm_gateways (gateway_id) VALUES ($1)
+                    ON CONFLICT (gateway_id) DO UPDATE SET seen_at = now()
+                )
+                SELECT count(*) FROM llm_gateways WHERE gateway_id <> $1 AND seen_at >= now() - $2::interval
+                """,
                 self._gateway_id,
+                self._lease,
             )
         now = self._clock()
         if now - self._last_beat > self._grace_seconds:
             self._steady_since = now
         self._last_beat = now
+        return 1 + others
+
+    async def peek(self, task_key: str, turn: int, *, agent: str) -> tuple[Done | Finished | Busy | None, str]:
+        """Look whether the turn needs a call, without taking it; and the tenant of its run.
+
+        Returns:
+            What a claim would find, or `None` when it would very likely be granted; and the tenant.
+
+        Raises:
+            NotAuthorizedError: no such task of that agent is recorded, whoever else may have one.
+            TaskClosedError: the task is neither running nor completed with its notice.
+        """
+        if (agent, task_key, turn) in self._held:
+            return Busy(self._gateway_id), ""
+        with storage_errors():
+            row = await self._pool.fetchrow(query("peek"), task_key, turn, agent, self._gateway_id, self._lease)
+        assert row is not None
+        outcome = _outcome(row, task_key, turn, agent)
+        assert not isinstance(outcome, Claimed)
+        return outcome, row["tenant"] or ""
 
     async def claim(self, task_key: str, turn: int, *, agent: str, request_sha256: str, model: str) -> ClaimOutcome:
         """Take the turn for this gateway, or learn why not; one round trip unless two claims collide.

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from coatcheck.errors import CoatcheckError
+from coatcheck.errors import CoatcheckError, NotAuthorizedError, TaskClosedError
 from coatcheck.storage.database import Executor, query, storable_json, storage_errors
 from schemas.activities import STAGE_RETRY, STAGE_START_TO_CLOSE, RecordInput
 from schemas.deliverable import DeliverableRef
@@ -93,6 +93,8 @@ class DeliverableRecord(BaseModel):
     summary: str
     verdict: str | None
     ref: DeliverableRef
+    files: int
+    """As its notice says."""
     completed_at: datetime
 
 
@@ -122,6 +124,23 @@ async def read_brief(executor: Executor, run_key: str) -> str:
     if brief is None:
         raise CoatcheckError(f"no brief is recorded for the run {run_key}")
     return brief
+
+
+async def require_running_task(executor: Executor, task_key: str, agent: str) -> None:
+    """Make sure that the task is recorded as the agent's and as running.
+
+    Raises:
+        NotAuthorizedError: no such task of that agent is recorded, whoever else may have one.
+        TaskClosedError: it is not running.
+    """
+    with storage_errors():
+        status = await executor.fetchval(
+            "SELECT status FROM task_executions WHERE execution_id = $1 AND agent_id = $2", task_key, agent
+        )
+    if status is None:
+        raise NotAuthorizedError(f"the agent {agent!r} has no task {task_key!r}")
+    if status != "running":
+        raise TaskClosedError(f"the task {task_key!r} of {agent!r} is {status}")
 
 
 _RUN: Final = """
@@ -194,7 +213,8 @@ async def deliverable_rows(executor: Executor, feature: str) -> list[Deliverable
             SELECT task.workflow_id AS run_key, execution_id AS task_key, agent_id AS agent, task_name AS stage,
                 task_type, (input_data ->> 'round')::int AS round, output_data ->> 'nats_channel' AS subject,
                 output_data ->> 'summary' AS summary, output_data -> 'metadata' ->> 'verdict' AS verdict,
-                output_data -> 'metadata' AS ref, task.completed_at
+                output_data -> 'metadata' AS ref, coalesce((output_data ->> 'files_modified')::int, 0) AS files,
+                task.completed_at
             FROM task_executions AS task JOIN workflows AS run USING (workflow_id)
             WHERE run.name = $1 AND task.status = 'completed' AND output_data -> 'metadata' ? 'stream'
             ORDER BY task.completed_at, execution_id

@@ -32,14 +32,17 @@ def environment(**variables: str) -> dict[str, str]:
     return clean | variables
 
 
-def coatcheck(*arguments: str, data_dir: Path, stdin: bytes = b"", **variables: str) -> Outcome:
-    """Run a command to its end."""
+def coatcheck(
+    *arguments: str, data_dir: Path, stdin: bytes = b"", cwd: Path | None = None, **variables: str
+) -> Outcome:
+    """Run a command to its end, in the folder `cwd`."""
     done = subprocess.run(
         [COATCHECK, *arguments],
         input=stdin,
         capture_output=True,
         env=environment(COATCHECK_DATA_DIR=str(data_dir), **variables),
         timeout=120,
+        cwd=cwd,
         check=False,
     )
     outcome = Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from coatcheck.localstack import LocalStack
+from schemas.streams import AGENTS
 from tests.acceptance.program import COATCHECK, Outcome, coatcheck, environment
 
 Cli = Callable[..., Outcome]
@@ -92,12 +93,14 @@ def test_deliverables_are_listed_with_what_fetch_takes(delivered: Outcome, cli: 
 
 
 def test_streams_are_as_declared(delivered: Outcome, cli: Cli) -> None:
-    """Six, without drift."""
+    """Six and the buckets, without drift."""
     assert delivered.code == 0
     outcome = cli("streams", "--check", "--json")
     assert outcome.code == 0
-    assert [status["name"] for status in outcome.json] == [f"agog_features_{stage}" for stage in STAGES]
-    assert all(status["messages"] for status in outcome.json)
+    streams, buckets = outcome.json[: len(STAGES)], outcome.json[len(STAGES) :]
+    assert [status["name"] for status in streams] == [f"agog_features_{stage}" for stage in STAGES]
+    assert all(status["messages"] for status in streams)
+    assert [status["name"] for status in buckets] == ["KV_agent_state", *(f"OBJ_artifacts_{agent}" for agent in AGENTS)]
 
 
 def test_events_and_runs_tell_what_happened(delivered: Outcome, cli: Cli) -> None:
@@ -132,7 +135,7 @@ def test_a_person_decides_on_exactly_what_was_reviewed(cli: Cli) -> None:
     twin = cli("run", "gated", "again")
     assert twin.code == 1
     assert "feature/gated is already running" in twin.err
-    waiting = wait_for(cli, "gated", "waiting")["waiting"]
+    [waiting] = wait_for(cli, "gated", "waiting")["waiting"]
     fetched = cli("fetch", waiting["subject"], "--json").json
     assert fetched["ref"]["sha256"] == waiting["sha256"]
     prefix = waiting["sha256"][:8]
@@ -219,6 +222,8 @@ def test_doctor_finds_nothing_wrong(cli: Cli) -> None:
     outcome = cli("doctor", "--json")
     assert outcome.code == 0, outcome.out
     assert {finding["verdict"] for finding in outcome.json} == {"ok"}
+    (isolation,) = (finding["detail"] for finding in outcome.json if finding["check"] == "isolation of checks")
+    assert isolation.split(":")[0] in {"bubblewrap", "namespaces", "limits only"}
 
 
 def test_unknown_runs_are_said_to_be_unknown(cli: Cli) -> None:

@@ -55,7 +55,7 @@ def test_what_the_demo_says_to_try_next_works(killed: Outcome, folder: Path) -> 
     assert "down" in commands
     for command in commands:
         if command != "down":
-            outcome = coatcheck(*command.split(), data_dir=folder / ".coatcheck")
+            outcome = coatcheck(*command.split(), data_dir=folder / ".coatcheck", cwd=folder)
             assert (outcome.code, bool(outcome.out)) == (0, True), (command, outcome)
 
 
@@ -96,7 +96,7 @@ def test_every_notice_is_the_seeds_and_at_most_1_kb(killed: Outcome, folder: Pat
     query = ["workflow", "query", "-w", run, "--type", "notices", "--address", status.temporal.address, "-o", "json"]
     done = subprocess.run([str(status.temporal.cli), *query], capture_output=True, timeout=60, check=True)
     notices = [entry["notice"] for entry in json.loads(done.stdout)["queryResult"][0]]
-    assert len(notices) == 8
+    assert len(notices) == 10
     for notice in notices:
         assert sorted(notice) == sorted(
             [

@@ -9,10 +9,10 @@ from temporalio import activity
 
 from activities.agents import stage_activity_for
 from activities.state import StateActivities
-from coatcheck.agents.roles import DEFAULT_ROLES
 from coatcheck.failpoints import POINTS
 from schemas.activities import RECORD_STATE, stage_activity
 from schemas.pipeline import DEFAULT_PIPELINE, Stage
+from schemas.roles import DEFAULT_ROLES
 from schemas.streams import STREAMS, stream_name
 from schemas.subjects import deliverable_wildcard
 
@@ -30,7 +30,7 @@ def tracked(*patterns: str) -> list[Path]:
 def test_every_stage_has_its_role_stream_and_activity(stage: Stage) -> None:
     """The workflow schedules by name; role, stream and the worker's activity must go by the same one."""
     role = DEFAULT_ROLES[stage.agent]
-    assert (role.task_type, role.kind) == (stage.task_type, stage.kind)
+    assert (role.task_type, role.reports) == (stage.task_type, stage.kind)
     [stream] = [spec for spec in STREAMS if spec.agent == stage.agent]
     assert stream.name == stream_name(stage.task_type)
     assert stream.subjects == (deliverable_wildcard(stage.agent),)

@@ -14,9 +14,10 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
-from coatcheck.agents.roles import SUBMIT_REPORT
-from coatcheck.gateway.providers import SCRIPTED, Providers
+from coatcheck.gateway.prices import SCRIPTED
+from coatcheck.gateway.providers import Providers
 from coatcheck.settings import Settings
+from schemas.roles import SUBMIT_REPORT
 from workers import gateway
 from workers.runner import run_main
 

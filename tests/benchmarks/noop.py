@@ -41,7 +41,9 @@ async def record(step: RecordInput) -> None:
 
 def noop_stage(stage: Stage, stage_input: RunStageInput) -> Notice:
     """The notice of a round that did nothing; the critique revises once, as the scripted author does."""
-    number = int(activity.info().activity_id.rpartition("-")[2])
+    info = activity.info()
+    order = stage_input.order(info.workflow_id or "", info.workflow_run_id or "", info.activity_id)
+    number = order.round
     verdict = {
         StageKind.WORK: None,
         StageKind.REVIEW: Verdict.REVISE if number == 1 else Verdict.APPROVE,
@@ -50,8 +52,8 @@ def noop_stage(stage: Stage, stage_input: RunStageInput) -> Notice:
     return Notice(
         status="complete",
         agent=stage.agent,
-        task=stage_input.feature,
-        nats_channel=deliverable_subject(stage.agent, stage.task_type, stage_input.feature),
+        task=order.feature,
+        nats_channel=deliverable_subject(stage.agent, stage.task_type, order.feature),
         summary="x" * MAX_SUMMARY_CHARACTERS,
         complexity="Medium",
         blockers="None",

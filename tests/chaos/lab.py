@@ -5,8 +5,10 @@ beforehand. Arming a point is giving its file back, so one stack serves every te
 """
 
 import asyncio
+import json
 import os
 import signal
+import sys
 import time
 import uuid
 from collections import Counter
@@ -38,6 +40,26 @@ LATENCY_SECONDS = 0.1
 """Of a model call: long enough to arm a point while a certain call is under way."""
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.02
+
+COMMAND = """
+import pathlib, sys, subprocess, time
+prompt = sys.stdin.read()
+subprocess.Popen(['sleep', '987654'], start_new_session=True)
+for _ in range(1000):
+    if not pathlib.Path('../backend/slow.txt').exists():
+        break
+    pathlib.Path('started').touch()
+    time.sleep(0.01)
+pathlib.Path('made.txt').write_text('by a command')
+pathlib.Path('DELIVERABLE.md').write_text('# Patch' + chr(10) + 'What the command did. ' * 20)
+"""
+"""A coding agent: leaves a daemon behind, takes 10 s where the backend has `slow.txt`, and hands in a file."""
+CONFIG = """
+[roles.codex]
+kind = "command"
+task_type = "patch"
+command = {command}
+"""
 
 _STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
@@ -78,14 +100,20 @@ class Lab:
     # --- runs ---------------------------------------------------------------------------------------------------
 
     async def start(
-        self, feature: str, *, workflow_id: str | None = None, brief: str = "Build it.", long: bool = True
+        self,
+        feature: str,
+        *,
+        workflow_id: str | None = None,
+        brief: str = "Build it.",
+        long: bool = True,
+        **more: object,
     ) -> Run:
-        """Start a run; a `long` one has ten rounds and twelve turns, any other six of each."""
+        """Start a run; a `long` one has ten rounds and twelve turns, any other six of each unless scripted."""
         if long and not any(step.feature == feature for step in self.provider.script._steps):
             self.provider.script.add(*rework(feature))
         handle = await self.temporal.start_workflow(
             "FeaturePipeline",
-            {"feature": feature, "brief": brief},
+            {"feature": feature, "brief": brief, **more},
             id=workflow_id or f"chaos/{feature}/{uuid.uuid4().hex[:8]}",
             task_queue="coatcheck",
         )
@@ -274,7 +302,9 @@ async def open_lab(
             "COATCHECK_FAILPOINTS": ",".join(f"{point}=kill*1" for point in sorted(POINTS)),
             "COATCHECK_FAILPOINTS_DIR": str(failpoints_dir),
         }
-        async with LocalStack(folder / "stack", workers=workers, env=told | (env or {})) as stack:
+        config = folder / "coatcheck.toml"
+        config.write_text(CONFIG.format(command=json.dumps([sys.executable, "-c", COMMAND])))
+        async with LocalStack(folder / "stack", workers=workers, env=told | (env or {}), config_file=config) as stack:
             status = stack.status()
             assert status.temporal is not None
             assert status.nats is not None

@@ -17,7 +17,7 @@ from coatcheck.errors import (
 )
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
-from coatcheck.messaging.deliverables import DeliverableService, message_id
+from coatcheck.messaging.deliverables import DeliverableService, Published, message_id
 from coatcheck.messaging.streams import stream_config
 from schemas.deliverable import Artifact, DeliverableRef
 from schemas.notice import MAX_NOTICE_BYTES
@@ -35,6 +35,11 @@ def subject(feature: str) -> str:
 
 async def publish(service: DeliverableService, feature: str, content: str = "# Report") -> DeliverableRef:
     """Roy's deliverable, with a task key of the feature's own."""
+    return (await publish_for(service, feature, content)).ref
+
+
+async def publish_for(service: DeliverableService, feature: str, content: str) -> Published:
+    """The same, with whatever was there already."""
     return await service.publish_report(
         deliverable("roy", "backend", feature, content),
         task_key=f"feature/{feature}/run/backend-1",
@@ -98,7 +103,7 @@ async def test_round_trip_by_ticket_and_by_name(roy: NatsClient, observer: NatsC
     sent.artifacts.append(Artifact(path="src/ä.py", sha256="0" * 64, bytes=3, media_type="text/x-python"))
     key = "feature/größe 100%/run/backend-1"
     service = DeliverableService(roy)
-    ref = await service.publish_report(sent, task_key=key, stream=BACKEND, subject=subject("round-trip"))
+    ref = (await service.publish_report(sent, task_key=key, stream=BACKEND, subject=subject("round-trip"))).ref
     by_ticket = await service.fetch(ref)
     assert by_ticket.deliverable == sent
     assert by_ticket.task_key == key
@@ -109,12 +114,15 @@ async def test_round_trip_by_ticket_and_by_name(roy: NatsClient, observer: NatsC
 async def test_a_second_attempt_gets_the_stored_ticket(core: NatsClient, roy: NatsClient) -> None:
     """Whatever it wanted to write: one message, the first one's bytes."""
     service = DeliverableService(roy)
-    first = await publish(service, "twice", "# First")
+    first = await publish_for(service, "twice", "# First")
+    assert first.earlier is None
     before = await messages(core)
-    second = await publish(service, "twice", "# Second, and quite different")
-    assert second == first
+    second = await publish_for(service, "twice", "# Second, and quite different")
+    assert second.ref == first.ref
+    assert second.earlier is not None
+    assert second.earlier.content == "# First"
     assert await messages(core) == before
-    assert (await service.fetch(second)).deliverable.content == "# First"
+    assert (await service.fetch(second.ref)).deliverable == second.earlier
 
 
 async def test_many_attempts_at_once_store_one(core: NatsClient, roy: NatsClient) -> None:
@@ -143,12 +151,13 @@ async def short_stream(core: NatsClient) -> DeliverableService:
 
 async def publish_short(service: DeliverableService, feature: str) -> DeliverableRef:
     """A deliverable on the short stream."""
-    return await service.publish_report(
+    published = await service.publish_report(
         deliverable("test-short", "backend", feature),
         task_key=f"short/{feature}",
         stream=SHORT.name,
         subject=f"agog.deliverables.test-short.backend.{feature}",
     )
+    return published.ref
 
 
 async def test_what_retention_dropped_is_expired(short_stream: DeliverableService) -> None:

@@ -23,7 +23,7 @@ from coatcheck.messaging.accounts import ensure_keys
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import serve
-from schemas.streams import STREAMS
+from schemas.streams import AGENTS, STREAMS, bucket_streams
 from tests.integration.nats_clients import client_as, deliverable, raw_client_as
 
 RESEARCH = "agog_features_research"
@@ -46,7 +46,13 @@ FOREIGN_SUBJECTS = [
     "_INBOX.abc",
     "_R_.abc",
     "$KV.agent_state.cynthia.balance",
+    "$KV.agent_state.agent.roy",
+    "$KV.agent_state.model.x",
+    "agog.kv.agent_state.model.x",
     "$O.artifacts_cynthia.C.x",
+    "$O.artifacts_cynthia.M.x",
+    "$O.artifacts_roy",
+    "$O.artifacts_roy2.M.x",
     "$JS.ACK.agog_features_research.evil.1.1.1.1.0",
     "$JS.FC.agog_features_research.evil.x",
     "$SRV.PING",
@@ -74,7 +80,17 @@ MANAGEMENT: list[tuple[str, dict[str, Any]]] = [
     (f"CONSUMER.MSG.NEXT.{RESEARCH}.archiver", {"batch": 1}),
     (f"DIRECT.GET.{RESEARCH}", {"seq": 1}),
     (f"DIRECT.GET.{RESEARCH}.agog.deliverables.cynthia.research.customer-search", {}),
-    ("STREAM.MSG.GET.KV_agent_state", {"seq": 1}),
+    ("STREAM.PURGE.KV_agent_state", {}),
+    ("STREAM.MSG.DELETE.KV_agent_state", {"seq": 1}),
+    ("DIRECT.GET.KV_agent_state", {"seq": 1}),
+    ("CONSUMER.CREATE.KV_agent_state", {"stream_name": "KV_agent_state", "config": {"ack_policy": "none"}}),
+    ("STREAM.PURGE.OBJ_artifacts_roy", {}),
+    ("STREAM.PURGE.OBJ_artifacts_cynthia", {"filter": "$O.artifacts_cynthia.M.>"}),
+    ("STREAM.DELETE.OBJ_artifacts_roy", {}),
+    ("STREAM.MSG.DELETE.OBJ_artifacts_roy", {"seq": 1}),
+    ("STREAM.UPDATE.OBJ_artifacts_roy", {"name": "OBJ_artifacts_roy", "subjects": ["$O.>"]}),
+    ("CONSUMER.CREATE.OBJ_artifacts_cynthia", {"stream_name": "OBJ_artifacts_cynthia", "config": {}}),
+    ("DIRECT.GET.OBJ_artifacts_cynthia", {"seq": 1}),
     ("STREAM.CREATE.KV_agent_state", {"name": "KV_agent_state", "subjects": ["$KV.agent_state.>"]}),
     ("META.LEADER.STEPDOWN", {}),
     ("ACCOUNT.PURGE.HUB", {}),
@@ -99,7 +115,11 @@ LISTENING = [
     ("$SRV.>", ""),
     ("$SYS.>", ""),
     ("$KV.>", ""),
+    ("$O.>", ""),
+    ("$O.artifacts_roy.>", ""),
 ]
+STATE_CHANGES = [("agog.kv.agent_state.>", ""), ("agog.kv.agent_state.model.x", "q")]
+"""For the gateway and the observer; not for agents."""
 
 
 class Witness:
@@ -108,15 +128,19 @@ class Witness:
     def __init__(self, core: NatsClient) -> None:
         self._core = core
         self.heard: list[str] = []
+        self.writable = {BACKEND, "OBJ_artifacts_roy"}
+        """Streams that the attacker may write to; for `roy`, unless the test says otherwise."""
 
     async def streams(self) -> dict[str, Any]:
-        """Configuration and state of every stream, without the one that the attacker may write to."""
+        """Configuration and state of every stream."""
         found = (await self._core.api("STREAM.LIST"))["streams"]
-        return {
-            item["config"]["name"]: (item["config"], item["state"])
-            for item in found
-            if item["config"]["name"] != BACKEND
-        }
+        return {item["config"]["name"]: (item["config"], item["state"]) for item in found}
+
+    async def changed(self, before: dict[str, Any]) -> set[str]:
+        """Streams that are not as they were, without those that the attacker may write to."""
+        after = await self.streams()
+        names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        return names - self.writable
 
     async def hear(self, message: Msg) -> None:
         """Note a message."""
@@ -127,13 +151,14 @@ class Witness:
 async def witness(core: NatsClient) -> AsyncIterator[Witness]:
     """Listens in the hub and compares the streams at the end: whatever the test tried, nothing may have changed."""
     witness = Witness(core)
-    quiet = ["agog.deliverables.cynthia.>", "agog.deliverables.sylvia.>", "agog.events.>", "$KV.>", "$O.>"]
+    quiet = ["agog.deliverables.cynthia.>", "agog.deliverables.sylvia.>", "agog.events.>", "$KV.agent_state.agent.>"]
+    quiet += ["$O.artifacts_cynthia.>", "$O.artifacts_sylvia.>"]
     subscriptions = [await core.subscribe(subject, witness.hear) for subject in quiet]
     before = await witness.streams()
     yield witness
     for subscription in subscriptions:
         await core.unsubscribe(subscription)
-    assert await witness.streams() == before
+    assert await witness.changed(before) == set()
     assert witness.heard == []
 
 
@@ -164,7 +189,7 @@ async def test_an_agent_cannot_manage_streams(
     await refused_at_once(roy.request(f"$JS.API.{verb}", json.dumps(body).encode()))
 
 
-@pytest.mark.parametrize(("subject", "queue"), LISTENING)
+@pytest.mark.parametrize(("subject", "queue"), [*LISTENING, *STATE_CHANGES])
 async def test_an_agent_cannot_listen(roy: NatsClient, subject: str, queue: str) -> None:
     """Not even on its own service subject, where it would answer itself."""
 
@@ -219,7 +244,11 @@ FORGED_REPLIES = [
     f"$JS.API.STREAM.PURGE.{RESEARCH}",
     f"JS.hub.API.STREAM.DELETE.{RESEARCH}",
     f"$JS.API.CONSUMER.CREATE.{RESEARCH}",
-    "$KV.agent_state.cynthia.balance",
+    "$KV.agent_state.model.x",
+    "agog.kv.agent_state.model.x",
+    "$O.artifacts_cynthia.C.x",
+    "$O.artifacts_cynthia.M.x",
+    "$JS.API.STREAM.PURGE.OBJ_artifacts_cynthia",
 ]
 ANSWERED = [
     pytest.param("agog.deliverables.{own}.x.y", b"bytes of the attacker's choice", id="PubAck"),
@@ -231,6 +260,8 @@ ANSWERED = [
     ),
     pytest.param(f"JS.hub.API.STREAM.INFO.{BACKEND}", b"", id="stream info"),
     pytest.param(f"JS.hub.API.DIRECT.GET.{BACKEND}", b'{"seq": 1}', id="direct get"),
+    pytest.param("$O.artifacts_{own}.C.bait", b"bytes of the attacker's choice", id="PubAck of a chunk"),
+    pytest.param("JS.hub.API.STREAM.MSG.GET.OBJ_artifacts_roy", b'{"seq": 1}', id="chunk"),
     pytest.param("agog.svc.llm.{own}", b"echo", id="service reply"),
 ]
 
@@ -266,6 +297,7 @@ async def test_forged_reply_subjects_reach_nobody(  # noqa: PLR0917
         royal = await stack.enter_async_context(client_as(nats_server, "roy"))
         bait = "agog.deliverables.roy.backend.bait"
         await royal.publish(bait, b'{"content": "forged"}', message_id="bait", stream=BACKEND)
+        await royal.publish("$O.artifacts_roy.C.bait", b"forged", message_id="bait", stream="OBJ_artifacts_roy")
         raw = await stack.enter_async_context(await raw_client_as(nats_server, attacker))
         victim = await stack.enter_async_context(await raw_client_as(nats_server, "cynthia"))
         await victim.subscribe("_INBOX_cynthia.>", cb=witness.hear)
@@ -273,6 +305,25 @@ async def test_forged_reply_subjects_reach_nobody(  # noqa: PLR0917
         await raw.publish(subject.format(own=attacker), payload, reply=reply)
         await raw.flush()
         await _fence(core, victim)
+
+
+@pytest.mark.parametrize("reply", FORGED_REPLIES)
+async def test_acknowledgements_of_state_reach_nobody_else(
+    nats_server: NatsStatus, core: NatsClient, witness: Witness, reply: str
+) -> None:
+    """The gateway may put the state of models; the acknowledgement ends in its own account too."""
+    witness.writable = {"KV_agent_state"}
+    before = (await core.api("STREAM.INFO.KV_agent_state"))["state"]["last_seq"]
+    async with (
+        await raw_client_as(nats_server, "gateway") as raw,
+        await raw_client_as(nats_server, "cynthia") as victim,
+    ):
+        await victim.subscribe("_INBOX_cynthia.>", cb=witness.hear)
+        await victim.flush()
+        await raw.publish("$KV.agent_state.model.bait", b"bytes of the attacker's choice", reply=reply)
+        await raw.flush()
+        await _fence(core, victim)
+    assert (await core.api("STREAM.INFO.KV_agent_state"))["state"]["last_seq"] == before + 1
 
 
 async def _fence(core: NatsClient, victim: Client) -> None:
@@ -332,10 +383,23 @@ async def test_another_agents_message_id_poisons_nothing(roy: NatsClient, cynthi
     key = "feature/poisoned/run-1/research-1"
     await roy.publish("agog.deliverables.roy.backend.poison", b"{}", message_id=key, stream=BACKEND)
     subject = "agog.deliverables.cynthia.research.poisoned"
-    ref = await DeliverableService(cynthia).publish_report(
+    published = await DeliverableService(cynthia).publish_report(
         deliverable("cynthia", "research", "poisoned", "# The real one"), task_key=key, stream=RESEARCH, subject=subject
     )
-    assert (await DeliverableService(roy).fetch(ref)).deliverable.content == "# The real one"
+    assert (await DeliverableService(roy).fetch(published.ref)).deliverable.content == "# The real one"
+
+
+async def test_an_agent_fills_only_its_own_bucket(nats_server: NatsStatus, core: NatsClient, witness: Witness) -> None:
+    """By a client that does not look at refusals, with every header that could replace or remove something."""
+    headers = [{}, {"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}, {"KV-Operation": "PURGE"}]
+    before = (await core.api("STREAM.INFO.OBJ_artifacts_cynthia"))["state"]
+    async with await raw_client_as(nats_server, "roy") as raw:
+        for subject in ("$O.artifacts_cynthia.C.x", "$O.artifacts_cynthia.M.x", "$KV.agent_state.model.x"):
+            for header in headers:
+                await raw.publish(subject, b"forged", headers=header)
+        await raw.flush()
+    assert (await core.api("STREAM.INFO.OBJ_artifacts_cynthia"))["state"] == before
+    assert witness.heard == []
 
 
 async def test_rollup_and_delete_headers_do_nothing(roy: NatsClient) -> None:
@@ -366,7 +430,7 @@ async def test_what_an_agent_may_do(nats_server: NatsStatus, core: NatsClient, r
     await core.unsubscribe(subscription)
     with pytest.raises(MessagingUnavailableError, match="nobody answers"):
         await roy.request("agog.svc.llm.roy", b"{}")
-    for spec in STREAMS:
+    for spec in [*STREAMS, *bucket_streams(AGENTS)]:
         assert (await roy.api(f"STREAM.INFO.{spec.name}"))["config"]["name"] == spec.name
     assert nats_server
 

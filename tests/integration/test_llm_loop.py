@@ -13,17 +13,24 @@ from typing import Any
 
 import pytest
 
+from coatcheck.agents.author import ModelAuthor
+from coatcheck.agents.desk import Stores
 from coatcheck.agents.loop import StageRunner, Task
-from coatcheck.agents.roles import DEFAULT_ROLES, Role
 from coatcheck.errors import AgentLimitError, AgentOutputError, TurnRefusedError
 from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage.database import Pool, open_pool
+from coatcheck.workspace.checks import CheckRunner
+from coatcheck.workspace.folder import WorkspaceFolder
+from coatcheck.workspace.sandbox import Sandbox
 from schemas import errors
 from schemas.activities import StageInputRef, StageOrder
+from schemas.config import CheckLimits
 from schemas.deliverable import DeliverableRef
 from schemas.notice import Notice
+from schemas.roles import DEFAULT_ROLES, Role
 from tests.integration.nats_clients import client_as
 from tests.providers.bill import calls, paid_twice
 from tests.providers.gateway import Gateway, open_gateway, record_task
@@ -67,19 +74,24 @@ class Team:
     gateway: Gateway
     clients: dict[str, NatsClient]
     run_key: str
+    folder: Path
 
     async def run(self, agent: str, *, attempt: int = 1, role: Role | None = None, **order: Any) -> Notice:
         """One attempt at the first round of that agent's stage, by a worker that has just started."""
         role = role or DEFAULT_ROLES[agent]
-        runner = StageRunner(
-            role,
-            ask=partial(self.gateway.proxy.handle, agent),
-            deliverables=DeliverableService(self.clients[agent]),
-            stopping=lambda: False,
-        )
+        author = ModelAuthor(role, ask=partial(self.gateway.proxy.handle, agent), stopping=lambda: False)
+        runner = StageRunner(role, author=author, stores=self._stores(agent), workspaces=WorkspaceFolder(self.folder))
         stage = role.task_type
         stage_order = StageOrder(run_key=self.run_key, feature="search", stage=stage, round=1, **order)
         return await runner.run(Task(stage_order, task_key=f"{self.run_key}/{stage}-1", attempt=attempt))
+
+    def _stores(self, agent: str) -> Stores:
+        client = self.clients[agent]
+        return Stores(
+            deliverables=DeliverableService(client),
+            artifacts=ArtifactStore(client),
+            checks=CheckRunner(Sandbox(CheckLimits()), self.folder),
+        )
 
     async def content(self, notice: Notice) -> str:
         """The deliverable that a notice names."""
@@ -88,12 +100,12 @@ class Team:
 
 
 @pytest.fixture
-async def team(gateway: Gateway, pool: Pool, cynthia: NatsClient, roy: NatsClient) -> Team:
+async def team(gateway: Gateway, pool: Pool, cynthia: NatsClient, roy: NatsClient, tmp_path: Path) -> Team:
     """Cynthia and Roy in a run of the test's own, whose brief and tasks are recorded."""
     run_key = f"feature/search/{uuid.uuid4()}"
     for agent in ("cynthia", "roy"):
         await record_task(pool, agent=agent, stage=DEFAULT_ROLES[agent].task_type, run_key=run_key, brief=BRIEF)
-    return Team(gateway, {"cynthia": cynthia, "roy": roy}, run_key)
+    return Team(gateway, {"cynthia": cynthia, "roy": roy}, run_key, tmp_path)
 
 
 def ticket(notice: Notice) -> DeliverableRef:
@@ -152,9 +164,9 @@ async def test_a_conversation_of_two_turns_is_replayed(team: Team, provider: Ope
     research = ticket(await team.run("cynthia"))
     provider.script.add(Step(do="fetch", stage="backend", turn=1, arguments={"stage": "research"}))
     tickets = [StageInputRef(stage="research", ref=research)]
-    first = await team.run("roy", tickets=tickets)
+    first = await team.run("roy", inputs=tickets)
     messages = await journal(pool)
-    second = await team.run("roy", attempt=2, tickets=tickets)
+    second = await team.run("roy", attempt=2, inputs=tickets)
     assert await journal(pool) == messages
     assert (second.metadata.tokens_in, ticket(second)) == (first.metadata.tokens_in, ticket(first))
     assert len(calls(provider.bill, stage="backend")) == 2
@@ -194,7 +206,7 @@ async def test_a_tools_refusal_is_journalled_as_an_error(team: Team, provider: O
     await team.run("roy")
     rows = await pool.fetch("SELECT role, is_error FROM agent_playground_messages ORDER BY message_id")
     assert [tuple(row) for row in rows][2:] == [("tool", True), ("assistant", False)]
-    assert "no stage 'research' has delivered yet" in provider.requests[1]["messages"][-1]["content"]
+    assert "no stage 'research' is behind your work" in provider.requests[1]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize("do", ["bad_json", "missing_field", "wrong_enum", "text", "empty_content"])
@@ -236,7 +248,7 @@ async def test_an_endless_reader_is_stopped(team: Team, provider: OpenAIServer) 
     research = ticket(await team.run("cynthia"))
     patient = DEFAULT_ROLES["roy"].model_copy(update={"max_turns": 3})
     with pytest.raises(AgentLimitError) as caught:
-        await team.run("roy", role=patient, tickets=[StageInputRef(stage="research", ref=research)])
+        await team.run("roy", role=patient, inputs=[StageInputRef(stage="research", ref=research)])
     assert (caught.value.code, caught.value.retryable) == (errors.AGENT_LIMIT, False)
     assert len(calls(provider.bill, stage="backend")) == 3
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
-from coatcheck.gateway import llm_proxy
+from coatcheck.gateway import breaker, llm_proxy, turns
 from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
@@ -79,8 +79,8 @@ async def gateway(pool: Pool, nats: NatsClient, provider: OpenAIServer) -> Async
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the proxy answer and ask again soon."""
-    monkeypatch.setattr(llm_proxy, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(llm_proxy, "BUSY_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(turns, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(turns, "BUSY_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(llm_proxy, "BEAT_SECONDS", 0.05)
 
 
@@ -150,53 +150,50 @@ async def test_final_refusals(gateway: Gateway, provider: OpenAIServer, pool: Po
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
-    [({"retry-after": "7"}, 7), ({"retry-after-ms": "1500"}, 1.5), ({"Retry-After": "date"}, 60), ({}, 1)],
+    [({"retry-after": "7"}, 7), ({"retry-after-ms": "2500"}, 2.5), ({"Retry-After": "date"}, 60), ({}, 5)],
     ids=["seconds", "milliseconds", "date", "none"],
 )
 async def test_rate_limits(
     gateway: Gateway, provider: OpenAIServer, pool: Pool, headers: dict[str, str], seconds: float
 ) -> None:
-    """A 429 waits as long as the provider says, or about a second; it is not a failure."""
+    """A 429 parks for as long as the provider says, or 5 s, plus a quarter at most; it is not a failure."""
     if "Retry-After" in headers:
         headers = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)}
     provider.script.add(rate_limited(headers=headers))
-    error = await gateway.error(turn_request())
-    assert (error.code, error.retryable) == (errors.PROVIDER_RATE_LIMITED, True)
-    assert error.retry_after_seconds == pytest.approx(seconds, rel=0.25)
+    parked = await gateway.parked(turn_request())
+    assert seconds - 1.5 <= parked.retry_after_seconds <= max(1.25 * seconds, seconds + 1)
+    assert "Rate limit reached" in parked.reason
+    journalled = await row(pool)
+    assert (journalled["status"], journalled["failures"]) == ("failed", 0)
+    assert journalled["error_code"] == errors.PROVIDER_RATE_LIMITED
+    assert len(calls(provider.bill)) == 1
+
+
+async def test_a_rate_limit_holds_whoever_asks(gateway: Gateway, provider: OpenAIServer, pool: Pool) -> None:
+    """An attempt that knows nothing of the 429 is parked without a call, and without a claim that it has to undo."""
+    provider.script.add(rate_limited(headers={"retry-after": "7"}))
+    for _ in range(3):
+        await gateway.parked(turn_request())
+    assert len(calls(provider.bill)) == (await row(pool))["calls"] == 1
+
+
+async def test_a_short_rate_limit_is_waited_for(gateway: Gateway, provider: OpenAIServer, pool: Pool) -> None:
+    """More of them than failures are allowed, none worth parking, and then the answer."""
+    provider.script.add(rate_limited(times=4, headers={"retry-after-ms": "50"}))
+    assert await gateway.answer(turn_request())
+    assert len(calls(provider.bill)) == (await row(pool))["calls"] == 5
     assert (await row(pool))["failures"] == 0
-    assert len(calls(provider.bill)) == 1
 
 
-async def test_a_rate_limit_holds_whoever_asks(gateway: Gateway, provider: OpenAIServer) -> None:
-    """An attempt that knows nothing of the 429 (its worker died) does not shorten the wait."""
-    provider.script.add(rate_limited(headers={"retry-after-ms": "300"}))
-    first = await gateway.error(turn_request())
-    assert await gateway.error(turn_request()) == first
-    assert len(calls(provider.bill)) == 1
-    await rested(gateway)
-    assert await gateway.answer(turn_request())
-
-
-async def test_rate_limits_are_never_exhausted(gateway: Gateway, provider: OpenAIServer, short_pauses: None) -> None:
-    """More of them than failures are allowed, and then the answer."""
-    assert short_pauses is None
+async def test_waits_grow_while_a_provider_says_no_time(
+    gateway: Gateway, provider: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is twice the one before, until an answer comes."""
+    monkeypatch.setattr(breaker, "RATE_LIMIT_SECONDS", 0.05)
     provider.script.add(rate_limited(times=4))
-    for _ in range(4):
-        assert (await gateway.error(turn_request())).retryable
-        await rested(gateway)
     assert await gateway.answer(turn_request())
-    assert len(calls(provider.bill)) == 5
-
-
-async def test_pauses_grow_while_a_provider_fails(gateway: Gateway, provider: OpenAIServer, short_pauses: None) -> None:
-    """Each wait is about twice the one before."""
-    assert short_pauses is None
-    provider.script.add(rate_limited(times=None))
-    waits = []
-    for _ in range(4):
-        waits.append((await gateway.error(turn_request())).retry_after_seconds)
-        await rested(gateway)
-    assert waits == pytest.approx([0.01, 0.02, 0.04, 0.08], rel=0.25)
+    waits = [call.until - call.since for call in gateway.windows]
+    assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4], rel=0.01)
 
 
 async def test_server_errors_are_retried_and_bounded(
@@ -217,17 +214,12 @@ async def test_server_errors_are_retried_and_bounded(
     assert len(calls(provider.bill)) == 3
 
 
-async def test_a_server_error_and_then_an_answer(
-    gateway: Gateway, provider: OpenAIServer, pool: Pool, short_pauses: None
-) -> None:
-    """A 503 with Retry-After is waited for like a 429, and what follows is journalled."""
-    assert short_pauses is None
+async def test_a_server_error_and_then_an_answer(gateway: Gateway, provider: OpenAIServer, pool: Pool) -> None:
+    """A 503 with Retry-After is waited for like a 429, it does not count, and what follows is journalled."""
     provider.script.add(Step(do="error", status=503, headers={"retry-after-ms": "50"}))
-    assert (await gateway.error(turn_request())).retry_after_seconds == 0.05
-    await rested(gateway)
     assert await gateway.answer(turn_request())
     journalled = await row(pool)
-    assert (journalled["calls"], journalled["failures"], journalled["error"]) == (2, 1, None)
+    assert (journalled["calls"], journalled["failures"], journalled["error"]) == (2, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -267,11 +259,27 @@ async def test_nobody_listens_at_the_address(pool: Pool, nats: NatsClient) -> No
 
 
 @pytest.mark.parametrize("name", ["nonsense:model", "groq:llama", "anthropic:claude-sonnet-4-5"])
-async def test_models_that_cannot_be_used(gateway: Gateway, provider: OpenAIServer, name: str) -> None:
+async def test_models_that_cannot_be_used(pool: Pool, nats: NatsClient, provider: OpenAIServer, name: str) -> None:
     """An unknown provider, one that is not installed, one without a key: final, and no call."""
-    error = await gateway.error(turn_request(model=name))
+    async with open_gateway(pool, nats, provider.base_url, also=[name]) as gateway:
+        error = await gateway.error(turn_request(models=[name]))
     assert (error.code, error.retryable) == (errors.PROVIDER_REJECTED, False)
     assert calls(provider.bill) == []
+
+
+async def test_a_model_that_no_role_has(gateway: Gateway, provider: OpenAIServer) -> None:
+    """An agent that was taken over cannot choose a dearer one."""
+    error = await gateway.error(turn_request(models=["openai:dearest"]))
+    assert (error.code, error.retryable) == (errors.NOT_AUTHORIZED, False)
+    assert calls(provider.bill) == []
+
+
+async def test_a_key_in_a_providers_words_is_hidden(gateway: Gateway, provider: OpenAIServer) -> None:
+    """Some repeat the key that they refuse; what they say is stored and shown."""
+    provider.script.add(wrong_key(message="Incorrect API key provided: sk-test-1234567890abcdef."))
+    error = await gateway.error(turn_request())
+    assert error.code == errors.PROVIDER_REJECTED
+    assert "Incorrect API key provided: ***" in error.message
 
 
 async def test_requests_that_are_not_requests(gateway: Gateway, pool: Pool) -> None:

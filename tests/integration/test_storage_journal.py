@@ -438,7 +438,7 @@ async def test_only_claimed_turns_and_real_conversations_are_journalled(journal:
 @pytest.mark.parametrize(
     "statement",
     [
-        "SELECT metadata FROM workflows",
+        "SELECT state_data FROM workflows",
         "SELECT input_data FROM task_executions",
         "SELECT * FROM events",
         "INSERT INTO workflows (workflow_id) VALUES ('x')",

@@ -109,7 +109,7 @@ async def test_events_only_grow(
 
 
 async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[asyncpg.Record]") -> None:
-    """Journal turns, read briefs, notices and whose task it is; `test_storage_journal.py` shows what that refuses."""
+    """Journal turns, read briefs, notices, tenants, owners of tasks; `test_storage_journal.py` shows the refusals."""
     tables = await owner.fetch(
         "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee = 'coatcheck_gateway'"
     )
@@ -125,6 +125,9 @@ async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[
         *(("agent_playground_messages", privilege) for privilege in ("SELECT", "INSERT")),
     }
     assert {tuple(row) for row in columns} == {
-        *(("workflows", column, "SELECT") for column in ("workflow_id", "description")),
-        *(("task_executions", column, "SELECT") for column in ("execution_id", "agent_id", "status", "output_data")),
+        *(("workflows", column, "SELECT") for column in ("workflow_id", "description", "metadata")),
+        *(
+            ("task_executions", column, "SELECT")
+            for column in ("execution_id", "workflow_id", "agent_id", "status", "output_data")
+        ),
     }

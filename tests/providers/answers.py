@@ -8,6 +8,8 @@ from typing import Any
 from tests.providers.script import Call, Step
 
 OUTPUT_TOOL = "submit_report"
+CHECK = {"name": "works", "command": ["true"]}
+"""What the backend declares, since no test passes without evidence."""
 GOOD_WORDS = ("approve", "pass", "Medium")
 _REQUEST_TAG = re.compile(r"<request((?: \w+=(?:\"[^\"]*\"|'[^']*'))*)>")
 _ATTRIBUTE = re.compile(r"(\w+)=[\"']([^\"']*)[\"']")
@@ -55,6 +57,8 @@ def _message(call_id: str, request: dict[str, Any], step: Step, call: Call, repo
         return {"role": "assistant", "content": said}
     if step.do == "fetch":
         return _tool_call(call_id, "fetch_deliverable", json.dumps(step.arguments))
+    if step.do == "write":
+        return _tool_call(call_id, "write_file", json.dumps(step.arguments))
     arguments = report_arguments(tools[OUTPUT_TOOL], call, report_bytes) | step.arguments
     if step.do == "missing_field":
         arguments.pop(tools[OUTPUT_TOOL]["required"][-1])
@@ -72,8 +76,12 @@ def _tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 def report_arguments(schema: dict[str, Any], call: Call, report_bytes: int) -> dict[str, Any]:
     """Valid arguments for the output tool: every required property, in a favourable sense."""
     values = {name: _value(schema["properties"][name], schema) for name in schema["required"]}
-    known = {"summary": f"The {call.stage} of {call.feature} is done.", "report": report(call, report_bytes)}
-    return values | {name: known[name] for name in known if name in schema["properties"]}
+    known: dict[str, Any] = {
+        "summary": f"The {call.stage} of {call.feature} is done.",
+        "report": report(call, report_bytes),
+        "checks": [CHECK] if call.stage == "backend" else [],
+    }
+    return values | {name: value for name, value in known.items() if name in schema["properties"] and value}
 
 
 def report(call: Call, size: int) -> str:

@@ -27,6 +27,7 @@ class BillLine(BaseModel):
     round: int
     turn: int
     """Counted from 1 by the answers in the conversation."""
+    model: str = ""
     sdk_retry: int = 0
     """The SDK's own count of retries (`x-stainless-retry-count`); 0 when they are off."""
     step: str = ""

@@ -1,7 +1,7 @@
 """An LLM proxy as the gateway worker composes it, on a real PostgreSQL and NATS, in front of the local provider."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,11 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.tools import ToolDefinition
 
 from coatcheck.agents.reports import ReviewReport
+from coatcheck.agents.scripted import ScriptedModel
+from coatcheck.gateway.breaker import BreakerState
+from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.capacity import Capacity
+from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
@@ -23,7 +28,8 @@ from coatcheck.storage import state
 from coatcheck.storage.database import Executor, Pool
 from coatcheck.storage.journal import LEASE, TurnJournal
 from schemas.activities import RecordInput
-from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnPending, TurnReply, TurnRequest
+from schemas.config import ProviderLimits, Tenant
+from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnReply, TurnRequest
 from tests.integration.storage_rows import run_row, task_row
 
 MODEL = "openai:gpt-test"
@@ -35,7 +41,7 @@ PARAMETERS = ModelRequestParameters(
 )
 _PLAIN_PARAMETERS = TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True)
 
-Reply = TurnAnswer | TurnPending | TurnFinished | TurnError
+Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError
 
 
 @dataclass
@@ -44,6 +50,9 @@ class Gateway:
 
     proxy: LLMProxy
     journal: TurnJournal
+    board: BreakerBoard
+    windows: list[BreakerState]
+    """Every state of a breaker that was open, in order: one per window, unless it was made longer."""
 
     async def ask(self, request: TurnRequest, *, agent: str = "sylvia") -> Reply:
         """Ask until the turn is settled, as an agent does."""
@@ -56,6 +65,12 @@ class Gateway:
         """Ask for what must be an answer."""
         reply = await self.ask(request)
         assert isinstance(reply, TurnAnswer), reply
+        return reply
+
+    async def parked(self, request: TurnRequest) -> TurnParked:
+        """Ask for what must be parked."""
+        reply = await self.ask(request)
+        assert isinstance(reply, TurnParked), reply
         return reply
 
     async def error(self, request: TurnRequest) -> TurnError:
@@ -75,26 +90,37 @@ async def open_gateway(
     lease: timedelta = LEASE,
     max_failures: int = 3,
     timeout_seconds: float = 20,
-    default_model: str = MODEL,
+    models: Sequence[str] = (MODEL,),
+    limits: Mapping[str, ProviderLimits] | None = None,
+    tenants: Mapping[str, Tenant] | None = None,
+    also: Sequence[str] = (),
+    shared: bool = False,
 ) -> AsyncIterator[Gateway]:
-    """A gateway that shows that it lives until the block ends, and then finishes its calls."""
+    """A gateway that shows that it lives until the block ends, and then finishes its calls.
+
+    Its breakers are its own unless they are `shared` through the bucket, which outlives a test.
+    """
     journal = TurnJournal(pool, gateway_id, lease=lease)
     await journal.beat()
     providers = Providers(
-        default_model=default_model,
+        models=models,
         openai_api_key=SecretStr("sk-test"),
         openai_base_url=base_url,
         anthropic_api_key=None,
         timeout_seconds=timeout_seconds,
-        scripted_latency_seconds=0,
-        scripted_report_bytes=0,
+        scripted=ScriptedModel(),
+        also=also,
     )
     claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
-    proxy = LLMProxy(journal, providers=providers, claims=claims, max_failures=max_failures)
-    async with providers:
+    board = BreakerBoard(nats if shared else None, limits or {})
+    chain = ModelChain(board, Capacity(limits or {}, tenants or {}))
+    proxy = LLMProxy(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
+    windows: list[BreakerState] = []
+    board.listen(lambda _model, _before, now: windows.append(now) if now.state == "open" else None)
+    async with providers, board:
         beats = asyncio.create_task(proxy.beat())
         try:
-            yield Gateway(proxy, journal)
+            yield Gateway(proxy, journal, board, windows)
             await proxy.drain()
         finally:
             beats.cancel()
@@ -129,12 +155,15 @@ async def record_task(
     brief: str = "Review it.",
     revision: int = 1,
     status: str = "running",
+    tenant: str = "default",
     **fields: Any,
 ) -> str:
     """Record the first round of a stage as the core worker does before it asks the agent; returns its task key."""
     key = f"{run_key}/{stage}-1"
     task = task_row(status, task_key=key, agent=agent, stage=stage, task_type=stage, **fields)
-    await state.record(owner, RecordInput(run=run_row(revision, run_key=run_key, brief=brief), tasks=[task]))
+    await state.record(
+        owner, RecordInput(run=run_row(revision, run_key=run_key, brief=brief, tenant=tenant), tasks=[task])
+    )
     return key
 
 

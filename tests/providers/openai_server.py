@@ -35,7 +35,7 @@ class OpenAIServer:
         script: What goes wrong, and when.
         port: 0 for a free one.
         report_bytes: Size of a report unless a step says otherwise.
-        latency_seconds: Of every call, before a step's own.
+        latency_seconds: Of every call but those refused, before a step's own.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class OpenAIServer:
         self._port = port
         self._report_bytes = report_bytes
         self._latency_seconds = latency_seconds
+        self._answering = 0
         self._arrivals = asyncio.Condition()
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -123,7 +124,7 @@ class OpenAIServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> bool:
-        call = place(request["messages"])
+        call = place(request["messages"]).model_copy(update={"model": request["model"]})
         line = BillLine(
             event="started",
             call_id=uuid.uuid4().hex,
@@ -132,8 +133,24 @@ class OpenAIServer:
             **call.model_dump(),
         )
         self._lines.write(line)
-        step = self.script.take(call)
-        await asyncio.sleep(self._latency_seconds + step.latency_seconds)
+        step = self.script.take(call, answering=self._answering)
+        self._answering += step.do != "error"
+        try:
+            return await self._carry_out(line, step, request, reader, writer)
+        finally:
+            self._answering -= step.do != "error"
+
+    async def _carry_out(
+        self,
+        line: BillLine,
+        step: Step,
+        request: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        if step.do != "error":
+            await asyncio.sleep(self._latency_seconds)
+        await asyncio.sleep(step.latency_seconds)
         if step.do == "hang":
             await reader.read()  # returns when the client gives up
             return False

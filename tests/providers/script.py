@@ -1,5 +1,6 @@
 """What the provider does instead of answering well: steps, each for one place in a run or for whoever comes next."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ Do = Literal[
     "wrong_enum",  # the first argument with a closed set has another value
     "text",  # prose instead of the tool call; `arguments["text"]` if given
     "fetch",  # a call of `fetch_deliverable` with `arguments`
+    "write",  # a call of `write_file` with `arguments`
     "refusal",  # stopped by the content filter
 ]
 
@@ -33,6 +35,8 @@ class Call(BaseModel):
     stage: str = ""
     round: int = 0
     turn: int = 1
+    model: str = ""
+    """Without the provider."""
 
 
 class Step(BaseModel):
@@ -45,6 +49,11 @@ class Step(BaseModel):
     stage: str | None = None
     round: int | None = None
     turn: int | None = None
+    model: str | None = None
+    while_answering: int | None = None
+    """Only while at least so many calls are being answered: a provider that takes so many at a time."""
+    first_seconds: float | None = None
+    """Only so long after the script's first call."""
     times: int | None = 1
     """How many calls it is for; `None` for ever."""
     latency_seconds: float = 0
@@ -59,11 +68,12 @@ class Step(BaseModel):
     usage: bool = True
     """False leaves `usage` out of the answer."""
 
-    def matches(self, call: Call) -> bool:
-        """Whether the step is for that call and not used up."""
-        wanted = {name: getattr(self, name) for name in ("feature", "stage", "round", "turn")}
+    def matches(self, call: Call, *, answering: int = 0, seconds: float = 0) -> bool:
+        """Whether the step is for that call, when so many are being answered so long after the first one."""
+        wanted = {name: getattr(self, name) for name in ("feature", "stage", "round", "turn", "model")}
         here = all(value is None or value == getattr(call, name) for name, value in wanted.items())
-        return here and self.times != 0
+        now = self.first_seconds is None or seconds < self.first_seconds
+        return here and now and answering >= (self.while_answering or 0) and self.times != 0
 
 
 def rate_limited(message: str = "Rate limit reached for requests.", **fields: Any) -> Step:
@@ -105,6 +115,7 @@ class Script:
 
     def __init__(self, steps: Iterable[Step] = ()) -> None:
         self._steps = list(steps)
+        self._began: float | None = None
 
     @classmethod
     def load(cls, path: Path) -> "Script":
@@ -115,10 +126,12 @@ class Script:
         """Append steps."""
         self._steps += steps
 
-    def take(self, call: Call) -> Step:
-        """The step for this call; uses it up by one."""
+    def take(self, call: Call, *, answering: int = 0) -> Step:
+        """The step for this call, while so many others are being answered; uses it up by one."""
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
         for step in self._steps:
-            if step.matches(call):
+            if step.matches(call, answering=answering, seconds=now - self._began):
                 if step.times is not None:
                     step.times -= 1
                 return step

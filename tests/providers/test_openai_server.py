@@ -47,4 +47,4 @@ def test_answers_are_valid_for_every_kind_of_stage() -> None:
     for model in (WorkReport, ReviewReport, TestReport):
         report = model.model_validate(report_arguments(model.model_json_schema(), call, report_bytes=5000))
         assert len(report.report.encode()) == 5000
-        assert report.notice_fields().get("verdict") in {None, "approve", "pass"}
+        assert report.custom_fields().get("verdict") in {None, "approve", "pass"}

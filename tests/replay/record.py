@@ -1,11 +1,12 @@
-"""Records one history per branch of `FeaturePipeline`: `python -m tests.replay.record`.
+"""Records one history per branch of `FeaturePipeline` that has none: `python -m tests.replay.record [BRANCH …]`.
 
-Run it when a change to the workflow is meant to start new histories, and say so in the CHANGELOG; the old ones stay
-until no run of that age can still be open.
+Name branches to record them anew, when a change to the workflow is meant to start new histories, and say so in the
+CHANGELOG; the old ones stay until no run of that age can still be open.
 """
 
 import asyncio
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from temporalio.exceptions import ApplicationError
 from schemas import errors
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import Decision, DecisionAction, PipelineResult, RunStatus
+from schemas.review import FindingMark
 from tests.workflows.conftest import FakeTeam, Pipelines, fake_workers, local_temporal, says
+from tests.workflows.test_stage_graph import SIDE_BY_SIDE
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -89,6 +92,35 @@ async def failed(pipelines: Pipelines) -> Handle:
     return await pipelines.start()
 
 
+async def side_by_side(pipelines: Pipelines) -> Handle:
+    """Backend and frontend at the same time; QA sends both back."""
+    pipelines.team.behave("qa", 1, says(Verdict.FAIL, rework=["backend", "frontend"]))
+    return await pipelines.start(pipeline=SIDE_BY_SIDE.model_dump(mode="json"))
+
+
+async def parked(pipelines: Pipelines) -> Handle:
+    """No model can be asked for half a second."""
+    refusals = iter([0.5])
+
+    def parks_once(notice: Notice) -> Notice:
+        for seconds in refusals:
+            raise ApplicationError("openai: closed", seconds, type=errors.PROVIDER_PARKED, non_retryable=True)
+        return notice
+
+    pipelines.team.behave("backend", 1, parks_once)
+    return await pipelines.start()
+
+
+async def standstill(pipelines: Pipelines) -> Handle:
+    """The reviewer repeats itself, and a person takes the work as it is."""
+    mark = str(FindingMark.of("F1", is_major=True, where="R1", claim="no limit"))
+    for number in (1, 2):
+        pipelines.team.behave("critique", number, says(Verdict.REVISE, findings=[mark]))
+    handle = await pipelines.start()
+    await _decide(handle, DecisionAction.APPROVE)
+    return handle
+
+
 BRANCHES: tuple[Branch, ...] = (
     straight,
     revise,
@@ -99,14 +131,17 @@ BRANCHES: tuple[Branch, ...] = (
     paused,
     cancelled,
     failed,
+    side_by_side,
+    parked,
+    standstill,
 )
 
 
 async def _waiting(handle: Handle) -> tuple[str, str]:
     while True:
         waiting = (await handle.query(FeaturePipelineWorkflow.progress)).waiting
-        if waiting is not None:
-            return waiting.stage, waiting.sha256
+        if waiting:
+            return waiting[0].stage, waiting[0].sha256
         await asyncio.sleep(0.02)
 
 
@@ -121,10 +156,12 @@ def without_traces(history: str) -> str:
     return re.sub(r'"(stackTrace|identity)": "(?:[^"\\]|\\.)*"', r'"\1": ""', history)
 
 
-async def record() -> None:
-    """Run every branch and write its history."""
+async def record(names: list[str]) -> None:
+    """Run the named branches, or those that have no history yet, and write their histories."""
     async with local_temporal() as environment:
         for branch in BRANCHES:
+            if branch.__name__ not in names and (names or _path(branch).exists()):
+                continue
             team = FakeTeam()
             async with fake_workers(environment.client, team):
                 handle = await branch(Pipelines(environment.client, team))
@@ -133,8 +170,12 @@ async def record() -> None:
                 except WorkflowFailureError as failure:
                     print(f"{branch.__name__}: {failure.cause}")
                 history = await handle.fetch_history()
-            (HISTORIES / f"{branch.__name__}.json").write_text(without_traces(history.to_json()) + "\n")
+            _path(branch).write_text(without_traces(history.to_json()) + "\n")
+
+
+def _path(branch: Branch) -> Path:
+    return HISTORIES / f"{branch.__name__}.json"
 
 
 if __name__ == "__main__":
-    asyncio.run(record())
+    asyncio.run(record(sys.argv[1:]))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai.messages import ModelRequest, UserPromptPart
 
+from coatcheck.agents.instructions import load_instructions
 from coatcheck.agents.prompt import (
     BRIEF_MARKER,
     DELIVERABLE_LIMIT,
@@ -16,11 +17,11 @@ from coatcheck.agents.prompt import (
     deliverable_section,
     expand,
 )
-from coatcheck.agents.roles import DEFAULT_ROLES, load_instructions
 from coatcheck.agents.scripted.reading import Assignment, read
 from schemas.activities import StageInputRef, StageOrder
 from schemas.deliverable import DeliverableRef
 from schemas.pipeline import DEFAULT_PIPELINE
+from schemas.roles import DEFAULT_ROLES
 from schemas.streams import stream_name
 
 ROLE = DEFAULT_ROLES["sylvia"]
@@ -43,7 +44,6 @@ def order(comment: str = "", round_number: int = 1) -> StageOrder:
             StageInputRef(stage="research", ref=ref("research", 42)),
             StageInputRef(stage="critique", ref=ref("critique", 7)),
         ],
-        tickets=[StageInputRef(stage="backend", ref=ref("backend", 3))],
         comment=comment,
     )
 
@@ -63,7 +63,7 @@ def full(comment: str, brief: str, research: str, critique: str) -> Assignment:
 
 
 def test_the_prompt_is_small_and_has_no_bodies_only_markers() -> None:
-    """The brief and each input have one marker; the text names the tickets that can still be fetched."""
+    """The brief and each input have one marker; the text says that more can be fetched."""
     prompt, claims = build_prompt(ROLE, order(round_number=2))
     assert [claim.marker for claim in claims] == [
         BRIEF_MARKER,
@@ -72,8 +72,8 @@ def test_the_prompt_is_small_and_has_no_bodies_only_markers() -> None:
     ]
     assert all(prompt.count(claim.marker) == 1 for claim in claims)
     assert prompt.startswith('<request feature="customer-search" stage="critique" round="2"')
-    assert 'subject="agog.deliverables.cynthia.research.customer-search"' in prompt
-    assert "which you were not handed: backend." in prompt
+    assert 'task_type="research" stream="agog_features_research" sequence="42"' in prompt
+    assert "earlier stages that these deliverables were made from" in prompt
     assert len(prompt) < 2200
 
 
@@ -169,7 +169,7 @@ def test_claims_of_different_windows_have_different_markers() -> None:
 def test_a_fetched_section_names_its_offset() -> None:
     """The tool's answer has the same form as the prompt's sections."""
     claim = deliverable_claim(ref("qa", 9), "qa", 12)
-    section = deliverable_section(claim, ref("qa", 9), "qa", "customer-search")
+    section = deliverable_section(claim, ref("qa", 9), "qa")
     assert 'sequence="9" offset="12" untrusted="true">' in section
 
 
@@ -177,7 +177,7 @@ def test_every_default_stage_has_a_role_with_instructions() -> None:
     """Agent, task type and kind agree with the default pipeline, and the prompt states the ground rules."""
     for stage in DEFAULT_PIPELINE.stages:
         role = DEFAULT_ROLES[stage.agent]
-        assert (role.task_type, role.kind) == (stage.task_type, stage.kind)
+        assert (role.task_type, role.reports) == (stage.task_type, stage.kind)
         text = load_instructions(role)
         assert "submit_report" in text
         assert 'untrusted="true"' in text

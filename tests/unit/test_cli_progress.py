@@ -123,7 +123,7 @@ def test_the_question_can_be_answered_by_copying() -> None:
         deadline=START,
     )
     row = StageProgress(stage="critique", agent="sylvia", state=StageState.WAITING, round=2, sequence=7)
-    progress = Progress(feature="x", status=RunStatus.WAITING, run_key=RUN, stages=[row], waiting=waiting)
+    progress = Progress(feature="x", status=RunStatus.WAITING, run_key=RUN, stages=[row], waiting=[waiting])
     said, hint = question(progress)
     assert "critique, round 2, waits for a decision until 2026-01-02 03:04 UTC" in said
     assert "`coatcheck fetch agog_features_critique:7`" in hint

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from coatcheck.messaging.notices import create_notice
 from schemas.deliverable import DeliverableRef
+from schemas.evidence import CheckLine, EvidenceSummary
 from schemas.notice import MAX_NOTICE_BYTES, MAX_SUMMARY_CHARACTERS, Notice, Verdict
 
 REF = DeliverableRef(stream="agog_features_backend", sequence=10_000_000, sha256="ab" * 32, bytes=9_999_999)
@@ -107,7 +108,20 @@ def test_the_field_names_are_the_seeds() -> None:
     assert "trace_id" not in wire["metadata"]
 
 
+def test_what_the_deliverable_has_in_full_makes_room() -> None:
+    """Lines of evidence go first, then marks, then all but the first stage to rework; the counts stay."""
+    rework = [f"stage-{number}-{'x' * 50}" for number in range(10)]
+    checks = [CheckLine(check="backend/tests", exit=1, seconds=0.5, tail="\U0001f600" * 60)]
+    evidence = EvidenceSummary(passed=0, failed=1, checks=checks)
+    notice = make("done", rework=rework, evidence=evidence, findings=["F1!abcdef"])
+    assert len(notice.to_wire()) <= MAX_NOTICE_BYTES
+    assert notice.metadata.rework == rework[:1]
+    assert notice.metadata.evidence is not None
+    assert (notice.metadata.evidence.failed, notice.metadata.evidence.checks) == (1, [])
+    assert notice.summary == "done"
+
+
 def test_fields_that_cannot_be_cut_are_refused() -> None:
     """Rather than dropped in silence."""
     with pytest.raises(ValueError, match="bytes too many"):
-        make("done", rework=[f"stage-{number}-{'x' * 50}" for number in range(10)])
+        make("done", custom="x" * 1000)

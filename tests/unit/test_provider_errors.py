@@ -5,6 +5,7 @@ from pydantic_ai.exceptions import (
     ContentFilterError,
     ModelAPIError,
     ModelConnectionError,
+    ModelContextWindowExceededError,
     ModelHTTPError,
     ModelQuotaExceededError,
     ModelRateLimitError,
@@ -13,7 +14,7 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, classify
+from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, Blame, classify
 from schemas import errors
 
 
@@ -71,6 +72,30 @@ def test_broken_answers_may_be_tried_again(error: Exception) -> None:
     failure = classify(error)
     assert (failure.code, failure.retryable) == (errors.PROVIDER_UNAVAILABLE, True)
     assert str(error) in failure.message
+
+
+@pytest.mark.parametrize(
+    ("error", "blame"),
+    [
+        (ModelHTTPError(400, "gpt"), Blame.REQUEST),
+        (ModelHTTPError(422, "gpt"), Blame.REQUEST),
+        (ContentFilterError("refused"), Blame.REQUEST),
+        (ModelContextWindowExceededError("gpt", "too long"), Blame.FIT),
+        (ModelHTTPError(413, "gpt"), Blame.FIT),
+        (UserError("no key"), Blame.FIT),
+        (ModelHTTPError(401, "gpt"), Blame.REFUSED),
+        (ModelHTTPError(403, "gpt"), Blame.REFUSED),
+        (ModelHTTPError(404, "gpt"), Blame.REFUSED),
+        (ModelQuotaExceededError("gpt", "pay first", retry_after=1), Blame.REFUSED),
+        (ModelRateLimitError("gpt", "slow down"), Blame.BUSY),
+        (ModelHTTPError(503, "gpt", headers={"retry-after": "7"}), Blame.BUSY),
+        (ModelHTTPError(503, "gpt"), Blame.OUTAGE),
+        (TimeoutError("no complete answer"), Blame.OUTAGE),
+    ],
+)
+def test_who_is_to_blame(error: Exception, blame: Blame) -> None:
+    """It decides who is asked next, and what the breaker learns."""
+    assert classify(error).blame is blame
 
 
 def test_the_message_is_the_providers_own() -> None:

@@ -1,4 +1,4 @@
-"""The scripted author: coherent for any request, deterministic, and its code really runs."""
+"""The scripted author where it has no workspace: coherent for any request, deterministic, and its code really runs."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from pydantic_ai.tools import ToolDefinition
 
 from coatcheck.agents.prompt import build_prompt
 from coatcheck.agents.reports import ReviewReport, TestReport
-from coatcheck.agents.roles import DEFAULT_ROLES
 from coatcheck.agents.scripted import ScriptedModel, markup
 from coatcheck.agents.scripted.model import estimate_tokens
 from coatcheck.agents.scripted.words import clean, field_names, key_terms, sentences
 from schemas.notice import Verdict
 from schemas.pipeline import MAX_BRIEF_BYTES
-from tests.unit.scripted_run import ROUNDS, Run
+from schemas.roles import DEFAULT_ROLES
+from tests.unit.scripted_run import TEXT_ROUNDS, Run
 
 ENGLISH = (
     "Sales people search customers by name, email or city. Typing errors are forgiven. Results come in 200 ms. "
@@ -64,6 +64,26 @@ def code_blocks(text: str) -> dict[str, str]:
     """File name → code of a report's fenced blocks."""
     blocks = re.findall(r"^```(?:python|html)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return {re.match(r"(?:#|<!--) (\S+)", block)[1]: block for block in blocks}  # type: ignore[index]
+
+
+def assert_well_formed(page: str) -> None:
+    """Every tag is closed, one script, no handlers in attributes."""
+    open_tags: list[str] = []
+    scripts: list[str] = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag not in {"meta", "input"}:
+                open_tags.append(tag)
+            scripts.extend([tag] if tag == "script" else [])
+            assert not any(name.startswith("on") for name, _ in attrs)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Checker().feed(page)
+    assert open_tags == []
+    assert scripts == ["script"]
 
 
 def test_the_huge_brief_is_as_long_as_a_brief_may_be() -> None:
@@ -138,22 +158,7 @@ async def test_the_page_calls_only_what_the_backend_has(run: Run) -> None:
 
 async def test_the_page_is_well_formed_and_runs_no_text_of_the_request(run: Run) -> None:
     """Every tag is closed; the only script is the page's own."""
-    open_tags: list[str] = []
-    scripts: list[str] = []
-
-    class Checker(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            if tag not in {"meta", "input"}:
-                open_tags.append(tag)
-            scripts.extend([tag] if tag == "script" else [])
-            assert not any(name.startswith("on") for name, _ in attrs)
-
-        def handle_endtag(self, tag: str) -> None:
-            assert open_tags.pop() == tag
-
-    Checker().feed(code_blocks(run.text("frontend-1"))["index.html"])
-    assert open_tags == []
-    assert scripts == ["script"]
+    assert_well_formed(code_blocks(run.text("frontend-1"))["index.html"])
 
 
 def test_the_backend_module_passes_its_own_tests(run: Run, tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ async def test_without_the_tool_it_does_without() -> None:
 async def test_reports_are_padded_with_text_on_the_topic() -> None:
     """At least the size asked for and not much more, with the request's own requirements in the examples."""
     size = 100_000
-    run = await Run("customer-search", ENGLISH, ScriptedModel(report_bytes=size)).play(*ROUNDS)
+    run = await Run("customer-search", ENGLISH, ScriptedModel(report_bytes=size)).play(*TEXT_ROUNDS)
     for name in run.rounds:
         assert size <= len(run.text(name).encode()) < size + 1000
     examples = re.findall(r"^\d+\. .+$", run.text("backend-1"), re.MULTILINE)
@@ -235,7 +240,7 @@ async def test_reports_are_padded_with_text_on_the_topic() -> None:
 
 async def test_a_missing_requirement_fails_the_test_and_names_the_stage() -> None:
     """QA's verdict comes from what it reads, not from the script."""
-    run = await Run("customer-search", ENGLISH).play(*ROUNDS[:-2])
+    run = await Run("customer-search", ENGLISH).play(*TEXT_ROUNDS[:-2])
     ref, text = run.shelf["frontend"]
     run.shelf["frontend"] = (ref, text.replace("| DELETE | `/api/customer-search/{id}`", "| PUT | `/api/other`"))
     await run.play("qa")
@@ -258,7 +263,9 @@ async def test_it_reads_reports_of_other_authors() -> None:
     await run.play("frontend", "qa", "statistics")
     assert "“The user shall be able to search" in run.text("critique-1")
     await run.play("critique")
-    assert run.rounds["critique-2"].report.notice_fields() == {"verdict": Verdict.APPROVE}
+    review = run.rounds["critique-2"].report
+    assert isinstance(review, ReviewReport)
+    assert review.verdict is Verdict.APPROVE
     assert 'const API = "/v1/customers"' in run.text("frontend-1")
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,17 +16,17 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from schemas import search_attributes
-from schemas.activities import RECORD_STATE, RecordInput, RunStageInput, StageOrder, stage_activity
+from schemas.activities import RECORD_STATE, EventRow, RecordInput, RunStageInput, StageOrder, stage_activity
 from schemas.notice import MAX_SUMMARY_CHARACTERS, Notice, NoticeMetadata, Verdict
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, PipelineResult, StageKind
 from schemas.streams import stream_name
 from schemas.subjects import deliverable_subject
 from schemas.task_queues import CORE, agent_queue
 from workers.interceptors import CoatcheckInterceptor
-from workers.temporal import DATA_CONVERTER, sandbox_runner
+from workers.temporal import BUILD_ID, DATA_CONVERTER, sandbox_runner
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
-Behaviour = Callable[[Notice], Notice]
+Behaviour = Callable[[Notice], Notice | Awaitable[Notice]]
 
 
 class FakeTeam:
@@ -50,11 +50,15 @@ class FakeTeam:
         """What was written last."""
         return self.steps[-1]
 
+    def stored_events(self) -> list[EventRow]:
+        """Every event once, as the table has them: a repeated one is ignored."""
+        return list({event.event_id: event for step in self.steps for event in step.events}.values())
+
     def events(self) -> list[str]:
         """Types of all events, in order."""
         return [event.event_type for step in self.steps for event in step.events]
 
-    def answer(self, agent: str, task_type: str, kind: StageKind, order: StageOrder) -> Notice:
+    async def answer(self, agent: str, task_type: str, kind: StageKind, order: StageOrder) -> Notice:
         """The default notice: complete, approving, passing."""
         self.orders[order.stage].append(order)
         body = f"{order.stage} {order.round}"
@@ -83,7 +87,10 @@ class FakeTeam:
             ),
         )
         behaviour = self._behaviours.get((order.stage, order.round))
-        return behaviour(notice) if behaviour else notice
+        if behaviour is None:
+            return notice
+        changed = behaviour(notice)
+        return changed if isinstance(changed, Notice) else await changed
 
     @activity.defn(name=RECORD_STATE)
     async def record(self, step: RecordInput) -> None:
@@ -91,11 +98,12 @@ class FakeTeam:
         self.steps.append(step)
 
 
-def says(verdict: Verdict, *, rework: list[str] | None = None) -> Behaviour:
-    """A behaviour: the same notice with another verdict."""
+def says(verdict: Verdict, **changes: object) -> Behaviour:
+    """A behaviour: the same notice with another verdict, and other changes to its metadata."""
 
     def behaviour(notice: Notice) -> Notice:
-        metadata = notice.metadata.model_copy(update={"verdict": verdict, "rework": rework})
+        fields = notice.metadata.model_dump() | {"verdict": verdict, **changes}
+        metadata = NoticeMetadata.model_validate(fields)
         return notice.model_copy(update={"metadata": metadata})
 
     return behaviour
@@ -146,6 +154,7 @@ async def fake_workers(client: Client, team: FakeTeam) -> AsyncIterator[None]:
         activities=[team.record],
         interceptors=[CoatcheckInterceptor()],
         workflow_runner=sandbox_runner(),
+        build_id=BUILD_ID,
     )
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(core)
@@ -174,6 +183,8 @@ def _agent_worker(client: Client, team: FakeTeam, agent: str, task_type: str, ki
     async def run_stage(stage_input: RunStageInput) -> Notice:
         info = activity.info()
         assert info.workflow_id is not None
-        return team.answer(agent, task_type, kind, stage_input.order(info.workflow_id, info.activity_id))
+        assert info.workflow_run_id is not None
+        order = stage_input.order(info.workflow_id, info.workflow_run_id, info.activity_id)
+        return await team.answer(agent, task_type, kind, order)
 
     return Worker(client, task_queue=agent_queue(agent), activities=[run_stage], interceptors=[CoatcheckInterceptor()])

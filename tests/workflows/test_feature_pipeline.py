@@ -19,7 +19,7 @@ STAGES = ["research", "critique", "backend", "frontend", "qa", "statistics"]
 
 async def waits(handle: Handle) -> Progress:
     """Wait until a person is asked, and return the progress at that moment."""
-    return await until(handle, lambda progress: progress.waiting is not None)
+    return await until(handle, lambda progress: bool(progress.waiting))
 
 
 async def until(handle: Handle, condition: Callable[[Progress], bool]) -> Progress:
@@ -31,8 +31,8 @@ async def until(handle: Handle, condition: Callable[[Progress], bool]) -> Progre
 
 def decision(progress: Progress, action: DecisionAction, **changes: str) -> Decision:
     """A decision on what waits."""
-    assert progress.waiting is not None
-    fields = {"stage": progress.waiting.stage, "action": action, "sha256": progress.waiting.sha256, "by": "ann"}
+    [waiting] = progress.waiting
+    fields = {"stage": waiting.stage, "action": action, "sha256": waiting.sha256, "by": "ann"}
     return Decision.model_validate({**fields, **changes})
 
 
@@ -44,7 +44,6 @@ async def test_straight_run_hands_over_references(pipelines: Pipelines) -> None:
     assert sorted(pipelines.team.rounds()) == sorted(f"{stage}-1" for stage in STAGES)
     [qa] = pipelines.team.orders["qa"]
     assert [item.stage for item in qa.inputs] == ["research", "backend", "frontend"]
-    assert [item.stage for item in qa.tickets] == ["critique"]
     assert result.tokens == 6 * 150
 
 
@@ -81,8 +80,7 @@ async def test_unhappy_reviewer_is_bounded_and_a_person_may_approve(pipelines: P
     handle = await pipelines.start()
     progress = await waits(handle)
     assert progress.status is RunStatus.WAITING
-    assert progress.waiting is not None
-    assert "3 rounds" in progress.waiting.reason
+    assert "3 rounds" in progress.waiting[0].reason
     assert len(pipelines.team.orders["research"]) == 3
     text = await handle.execute_update(FeaturePipelineWorkflow.decide, decision(progress, DecisionAction.APPROVE))
     assert "approve" in text
@@ -116,7 +114,7 @@ async def test_gate_is_bound_to_what_was_reviewed(pipelines: Pipelines) -> None:
         assert refused.value.cause.type == errors.REQUEST_INVALID
     revise = decision(first, DecisionAction.REVISE, comment="use pagination")
     await handle.execute_update(FeaturePipelineWorkflow.decide, revise)
-    second = await until(handle, lambda progress: progress.waiting not in (None, first.waiting))
+    second = await until(handle, lambda progress: progress.waiting not in ([], first.waiting))
     assert pipelines.team.orders["backend"][1].comment == "ann: use pagination"
     with pytest.raises(WorkflowUpdateFailedError):
         await handle.execute_update(FeaturePipelineWorkflow.decide, decision(first, DecisionAction.APPROVE))
@@ -141,8 +139,7 @@ async def test_blocked_stage_waits(pipelines: Pipelines) -> None:
     pipelines.team.behave("backend", 1, blocked)
     handle = await pipelines.start()
     progress = await waits(handle)
-    assert progress.waiting is not None
-    assert "customer table" in progress.waiting.reason
+    assert "customer table" in progress.waiting[0].reason
     await handle.execute_update(FeaturePipelineWorkflow.decide, decision(progress, DecisionAction.REVISE))
     assert (await handle.result()).status is RunStatus.COMPLETED
     assert len(pipelines.team.orders["backend"]) == 2

@@ -43,7 +43,7 @@ async def test_good_input_runs(pipelines: Pipelines) -> None:
     code, output, _ = await execute(pipelines, "--input", request())
     assert code == 0, output
     assert "COMPLETED" in output
-    assert "agog.deliverables.priya.statistics.customer-search" in output
+    assert "agog_features_statistics:1" in output
 
 
 BAD: dict[str, tuple[list[str], str]] = {

@@ -1,15 +1,26 @@
-"""Roy's script: one architecture, a searchable register, written out as a real module with the request's names."""
+"""Roy's script: one architecture, a searchable register, with the request's names; files, checks and their report."""
 
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from coatcheck.agents.scripted import markup
-from coatcheck.agents.scripted.draft import Draft, complexity, table, template
-from coatcheck.agents.scripted.markup import Endpoint, Requirement, endpoint_line
+from coatcheck.agents.scripted.backend_code import check, fields, function, names, sources, test_name
+from coatcheck.agents.scripted.draft import Call, Draft, complexity, table
+from coatcheck.agents.scripted.evidence import check_run
+from coatcheck.agents.scripted.markup import Defect, Endpoint, Requirement, endpoint_line
 from coatcheck.agents.scripted.reading import Assignment
 from coatcheck.agents.scripted.research import MAX_CHARACTERS, MAX_RESULTS
-from coatcheck.agents.scripted.words import field_names, folded, identifier, quote, search_word, title
+from coatcheck.agents.scripted.sources import SourceFile, build, diff, is_built, listed, refused_line
+from coatcheck.agents.scripted.words import quote, title
+from schemas.roles import APPLY_PATCH, RUN_CHECKS, WRITE_FILE
 
+_TITLE: Final = "what the record is called; required"
+_FIXES: Final = {
+    "test_a_search_gives_no_more_than_the_limit": "the search stopped one record too late; it now stops as soon as the "
+    "limit is reached."
+}
+"""Failed test → what was wrong and is right now."""
 _OPEN_POINTS = """\
 ## Open points
 
@@ -22,45 +33,91 @@ the same class.
 """
 
 
+def steps(task: Assignment) -> list[Call]:
+    """The tool calls of this turn: the files; from the second round on, the checks over them; then none."""
+    items = _requirements(task)
+    calls = build(task, sources(task, items, is_sound=task.round > 1), _before(task, items))
+    if calls or task.round == 1 or not is_built(task) or not task.can(RUN_CHECKS):
+        return calls
+    return [Call(RUN_CHECKS, {"checks": [check(task.feature)]})]
+
+
 def write(task: Assignment) -> Draft:
     """Design, data model, API, module and tests; all of it follows from the research's requirements."""
-    items = markup.requirements(task.text("research"), task.brief)
-    own_fields = [(name, f"the request's {quote(word)}") for name, word in field_names(task.feature, task.brief)]
-    fields = [("title", "what the record is called; required"), *own_fields]
-    names = _names(task.feature)
+    items = _requirements(task)
+    own, before = names(task.feature), _before(task, items) if task.calls(APPLY_PATCH) else None
+    before = None if task.calls(WRITE_FILE) else before
+    columns = [(name, f"the request's {quote(word)}" if word else _TITLE) for name, word in fields(task)]
+    files = sources(task, items, is_sound=task.round > 1 or not is_built(task))
     parts = [
         markup.heading("Backend", title(task.feature), task.round),
         _changes(task),
         _design(task, items),
-        _data_model(fields),
-        _api(names["api"], fields),
-        _code(task, items, [name for name, _ in fields], names),
+        _data_model(columns),
+        _api(own["api"], columns),
+        _code(task, files, before),
+        _checks(task),
         _covered(items),
         _OPEN_POINTS,
     ]
     return Draft(
         report="\n".join(part for part in parts if part),
-        summary=f"API of {len(_endpoints(names['api']))} endpoints for {title(task.feature)}, module "
-        f"{names['module']}.py with {len(items) + 2} tests; covers {items[0].number} to {items[-1].number}.",
+        summary=_summary(task, items),
         complexity=complexity(len(items)),
         files_analyzed=len(task.sections),
-        files_modified=2,
+        files_modified=1 if before else len(files),
+        extra={"checks": [check(task.feature)] if is_built(task) else []},
     )
 
 
-def _names(feature: str) -> dict[str, str]:
-    name = identifier(feature[:40]) or f"feature_{feature[:40].replace('-', '_')}"
-    camel = "".join(part.capitalize() for part in name.split("_"))
-    return {"module": name, "class_name": camel, "table": f"{name}_records", "api": f"/api/{feature}"}
+def _requirements(task: Assignment) -> Sequence[Requirement]:
+    return markup.requirements(task.text("research"), task.brief)
+
+
+def _before(task: Assignment, items: Sequence[Requirement]) -> SourceFile | None:
+    """The module as the last round delivered it, if that is all that differs from what this round delivers."""
+    last = listed(task.text(task.task_type))
+    module, tests = sources(task, items, is_sound=False)
+    return module if last == {module.path: module.digest, tests.path: tests.digest} else None
+
+
+def _summary(task: Assignment, items: Sequence[Requirement]) -> str:
+    own, run = names(task.feature), check_run(task)
+    settled = ", ".join(item.number for item in _own_defects(task))
+    if settled and run is not None:
+        passed = sum(item.passed for item in run.results)
+        return f"{settled} of the test report answered; {passed} of {len(run.results)} checks passed in this round."
+    tests = f"{len(items) + 2} tests" + (", not run in this round" if run is None and is_built(task) else "")
+    return (
+        f"API of {len(_endpoints(own['api']))} endpoints for {title(task.feature)}, module {own['module']}.py with "
+        f"{tests}; covers {items[0].number} to {items[-1].number}."
+    )
+
+
+def _own_defects(task: Assignment) -> list[Defect]:
+    return [item for item in markup.defects(task.text("qa")) if item.stage == task.stage]
 
 
 def _changes(task: Assignment) -> str:
     lines = []
     if task.decision:
         lines.append(f"- A person asked: {quote(task.decision, 300)}. The whole design was checked against it.")
-    if task.find("qa"):
-        lines.append("- The test report was read; all files below are complete and replace the last round's.")
+    for item in _own_defects(task):
+        fix = _FIXES.get(item.test, "read; all files were written again and the checks were run over them.")
+        lines.append(f"- **{item.number}** → `{item.test or item.check}`: {fix}")
+    if _before(task, _requirements(task)) and not _own_defects(task):
+        lines += [f"- Found on reading the module again: {fix}" for fix in _FIXES.values()]
+    if task.find("qa") and not lines:
+        lines.append("- The test report was read; it names no defect of this stage.")
+    if task.round > 1 and (again := _asked_again(task)):
+        lines.append(f"- Read and not built, since this author writes one kind of module: {again}.")
     return "## What changed in this round\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _asked_again(task: Assignment) -> str:
+    """Open findings of reviews, by number and stage."""
+    found = [f"{finding.number} of {item.stage}" for item in task.sections for finding in markup.findings(item.text)]
+    return ", ".join(found)
 
 
 def _design(task: Assignment, items: Sequence[Requirement]) -> str:
@@ -101,60 +158,39 @@ def _api(api: str, fields: list[tuple[str, str]]) -> str:
     )
 
 
-def _code(task: Assignment, items: Sequence[Requirement], fields: list[str], names: dict[str, str]) -> str:
-    texts = ",\n".join(f"    {_literal(item.number)}: {_literal(item.text)}" for item in items)
-    module = template("module.py.txt").substitute(
-        names,
-        title=title(task.feature),
-        fields=f"({', '.join(_literal(name) for name in fields)})",
-        max_characters=MAX_CHARACTERS,
-        max_results=MAX_RESULTS,
-        requirements=f"{{\n{texts},\n}}",
-    )
-    tests = "\n".join(_test(item, names["class_name"]) for item in items)
-    test_module = template("module_test.py.txt").substitute(names, tests=tests)
+def _code(task: Assignment, files: Sequence[SourceFile], before: SourceFile | None) -> str:
+    if is_built(task):
+        listing = "\n".join(item.line for item in files)
+        excerpt = f"The decision named above is in `find`:\n\n```python\n{function(files[0], 'find')}```\n"
+        if before is not None:
+            excerpt = f"Only this changed:\n\n```diff\n{diff(before, files[0])}```\n"
+        return f"## Files\n\nTwo files, standard library only.\n\n{listing}\n\n{excerpt}"
+    module, tests = (f"```python\n# {item.path.rpartition('/')[2]}\n{item.text}```\n" for item in files)
+    command = f"python -m unittest test_{names(task.feature)['module']}"
     return (
-        f"## Code\n\nTwo files, standard library only.\n\n```python\n{module}```\n\n"
-        f"Tests, run with `python -m unittest test_{names['module']}`:\n\n```python\n{test_module}```\n"
+        f"## Code\n\n{refused_line(task)}Two files, standard library only.\n\n{module}\n"
+        f"Tests, run with `{command}`:\n\n{tests}"
     )
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _test(item: Requirement, class_name: str) -> str:
-    head = f"    def test_{item.number.lower()}"
-    if item.source == "derived" and "refused" in item.text:
-        return f"""{head}_unusable_input_is_refused_with_the_reason(self):
-        long = "x" * (MAX_CHARACTERS + 1)
-        for values in ({{}}, {{"title": " "}}, {{"title": long}}, {{"title": 1}}, {{"title": "a", "other": "b"}}, []):
-            with self.subTest(values), self.assertRaises({class_name}Error):
-                self.store.add(values)
-        self.assertEqual(answer(self.store, "POST", API, b"no JSON")[0], 400)
-"""
-    if item.source == "derived":
-        return f"""{head}_every_word_of_every_field_finds_the_record(self):
-        body = json.dumps({{field: f"my {{field}}" for field in FIELDS}}).encode()
-        status, kept = answer(self.store, "POST", API, body)
-        self.assertEqual(status, 201)
-        for field in FIELDS:
-            self.assertEqual(answer(self.store, "GET", f"{{API}}?q={{field.upper()}}"), (200, [kept]))
-        self.assertEqual(answer(self.store, "DELETE", f"{{API}}/{{kept['id']}}"), (200, kept))
-        self.assertEqual(answer(self.store, "GET", f"{{API}}/{{kept['id']}}")[0], 404)
-"""
-    return f"""{head}_is_kept_and_found(self):
-        self.assert_found_by({_literal(item.number)}, {_literal(_query(item.text))})
-"""
-
-
-def _query(text: str) -> str:
-    """A word that survives upper and lower case, as the test's three queries need; else one that always matches."""
-    word = search_word(text)
-    kept = folded(text)
-    return word if all(folded(form) in kept for form in (word, word.upper(), word.lower())) else ""
+def _checks(task: Assignment) -> str:
+    if not is_built(task):
+        return ""
+    declared = check(task.feature)
+    command = " ".join(declared["command"])
+    head = f"## Checks\n\n- `{declared['name']}`: `{command}`, in the folder `{task.stage}`.\n\n"
+    run = check_run(task)
+    if run is None:
+        return f"{head}Tests not run in this round: they were written with the module and are handed in as declared.\n"
+    told = [
+        f"`{item.stage}/{item.name}` {item.outcome} (exit code {item.exit_code})"
+        + "".join(f", {failure.test or 'its output'}: {quote(failure.message)}" for failure in item.failures)
+        for item in run.results
+    ]
+    told += [run.contradiction] if run.contradiction else []
+    return f"{head}Run in this round, over the files of all stages: {'; '.join(told) or 'no check was found'}.\n"
 
 
 def _covered(items: Sequence[Requirement]) -> str:
-    lines = [f"- {item.number}: `test_{item.number.lower()}_…`, {quote(item.text, 80)}" for item in items]
+    lines = [f"- {item.number}: `{test_name(item)}`, {quote(item.text, 80)}" for item in items]
     return "## Requirements covered\n\n" + "\n".join(lines) + "\n"

@@ -34,7 +34,11 @@ def write(task: Assignment) -> Draft:
         summary=_summary(reviewed, found, earlier),
         complexity=complexity(len(items)),
         files_analyzed=len(task.sections),
-        extra={"verdict": verdict.value, "findings": [_as_output(item) for item in found]},
+        extra={
+            "verdict": verdict.value,
+            "findings": [_as_output(item) for item in found],
+            "fixed": [item.number for item in earlier],
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""A finished answer of the author, before it is put into the form that the caller's output tool asks for."""
+"""An answer of the author, a tool call or the finished report, before it has the form that the caller asks for."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -7,6 +7,14 @@ from string import Template
 from typing import Any, Literal
 
 from coatcheck.agents.scripted.words import cut
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call; several may be made in one turn."""
+
+    tool: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Draft:
     files_analyzed: int = 0
     files_modified: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
-    """Verdict, findings, rework: what the kind of stage adds."""
+    """Verdict, findings, rework, checks: what the kind of stage adds; fields that the tool lacks are left out."""
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the output tool; JSON values."""

@@ -1,43 +1,77 @@
-"""Jen's script: one page that calls the endpoints of the backend's own table, with its field names and limits."""
+"""Jen's script: one page that calls the endpoints of the backend's own table, with its field names and limits.
+
+A second file checks the page without a browser, and its calls against the backend's source; it is the declared check.
+"""
 
 import html
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from coatcheck.agents.scripted import markup
-from coatcheck.agents.scripted.draft import Draft, complexity, table, template
+from coatcheck.agents.scripted.draft import Call, Draft, complexity, table, template
 from coatcheck.agents.scripted.markup import Endpoint, Requirement, endpoint_line
 from coatcheck.agents.scripted.reading import Assignment
+from coatcheck.agents.scripted.sources import SourceFile, build, is_built, refused_line
 from coatcheck.agents.scripted.words import quote, title
 
+CHECK: Final[dict[str, Any]] = {"name": "page", "command": ["python", "check_page.py"], "timeout_seconds": 60}
+"""As `schemas.evidence.Check`; it takes 0.1 s, and the rest is for a busy machine."""
 _JAVASCRIPT_PATH = re.compile(r"/[\w/.-]*")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the page is made from: all of it follows from the research's and the backend's texts."""
+
+    items: Sequence[Requirement]
+    offered: Sequence[Endpoint]
+    api: str
+    fields: list[tuple[str, int, str]]
+    backend_folder: str
+
+
+def steps(task: Assignment) -> list[Call]:
+    """The tool calls of this turn: the two files; then none."""
+    return build(task, _sources(task, _plan(task)))
 
 
 def write(task: Assignment) -> Draft:
     """The page, the endpoints that it uses and what it covers."""
-    items = markup.requirements(task.text("research"), task.brief)
-    backend = task.text("backend")
-    offered = markup.endpoints(backend)
-    api = _collection(offered) or f"/api/{task.feature}"
-    used = _used(offered, api)
-    fields = markup.fields(backend) or [("title", 500, "assumed")]
+    plan = _plan(task)
+    used, files = _used(plan.offered, plan.api), _sources(task, plan)
     parts = [
         markup.heading("Frontend", title(task.feature), task.round),
         _changes(task),
-        _what_people_do(task, items),
-        _endpoint_table(used, offered),
-        _page(task, items, api, fields),
-        _states(fields),
-        _covered(items),
+        _what_people_do(task, plan.items),
+        _endpoint_table(used, plan.offered),
+        _files(task, files) if is_built(task) else _code(task, files[0]),
+        _states(plan.fields),
+        _covered(plan.items),
     ]
     return Draft(
         report="\n".join(part for part in parts if part),
         summary=f"One page for {title(task.feature)}: search, add, delete; uses {len(used)} of the backend's "
-        f"{len(offered)} endpoints under {api}.",
-        complexity=complexity(len(items)),
+        f"{len(plan.offered)} endpoints under {plan.api}.",
+        complexity=complexity(len(plan.items)),
         files_analyzed=len(task.sections),
-        files_modified=1,
+        files_modified=len(files) if is_built(task) else 1,
+        extra={"checks": [CHECK] if is_built(task) else []},
+    )
+
+
+def _plan(task: Assignment) -> _Plan:
+    backend = task.find("backend")
+    text = backend.text if backend else ""
+    offered = markup.endpoints(text)
+    return _Plan(
+        items=markup.requirements(task.text("research"), task.brief),
+        offered=offered,
+        api=_collection(offered) or f"/api/{task.feature}",
+        fields=markup.fields(text) or [("title", 500, "assumed")],
+        backend_folder=backend.stage if backend else "backend",
     )
 
 
@@ -63,7 +97,7 @@ def _changes(task: Assignment) -> str:
     if task.decision:
         lines.append(f"- A person asked: {quote(task.decision, 300)}. The page was checked against it.")
     if task.find("qa"):
-        lines.append("- The test report was read; the page below is complete and replaces the last round's.")
+        lines.append("- The test report was read; the page is complete and replaces the last round's.")
     return "## What changed in this round\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
@@ -85,23 +119,52 @@ def _endpoint_table(used: list[Endpoint], offered: Sequence[Endpoint]) -> str:
     return "## Endpoints used\n\n" + table("| METHOD | path | used for |", rows) + f"\n{after}{missing}"
 
 
-def _page(task: Assignment, items: Sequence[Requirement], api: str, fields: list[tuple[str, int, str]]) -> str:
+def _sources(task: Assignment, plan: _Plan) -> list[SourceFile]:
+    check = template("check_page.py.txt").substitute(
+        requirements=json.dumps([item.number for item in plan.items]),
+        limits=json.dumps({name: limit for name, limit, _ in plan.fields}),
+        backend=plan.backend_folder,
+    )
+    return [
+        SourceFile(f"{task.stage}/index.html", _page(task, plan), "the page: no build step, nothing from other hosts"),
+        SourceFile(f"{task.stage}/check_page.py", check, "its check, which also reads the backend's source"),
+    ]
+
+
+def _page(task: Assignment, plan: _Plan) -> str:
     inputs = "\n".join(
         f'    <label>{name.replace("_", " ").strip().capitalize()} <input name="{name}" maxlength="{limit}"'
         f"{' required' if name == 'title' else ''}></label>"
-        for name, limit, _ in fields
+        for name, limit, _ in plan.fields
     )
     covered = "\n".join(
-        f'      <li data-requirement="{item.number}">{item.number}: {html.escape(item.text)}</li>' for item in items
+        f'      <li data-requirement="{item.number}">{item.number}: {html.escape(item.text)}</li>'
+        for item in plan.items
     )
-    page = template("index.html").substitute(
+    return template("index.html").substitute(
         title=html.escape(title(task.feature)),
-        api=api,
-        fields=json.dumps([name for name, _, _ in fields]),
+        api=plan.api,
+        fields=json.dumps([name for name, _, _ in plan.fields]),
         inputs=inputs,
         covered=covered,
     )
-    return f"## Code\n\nOne file, no build step, nothing loaded from other hosts.\n\n```html\n{page}```\n"
+
+
+def _files(task: Assignment, files: Sequence[SourceFile]) -> str:
+    listing = "\n".join(item.line for item in files)
+    return (
+        f"## Files\n\n{listing}\n\nThe page is served by the backend's module, or by anything that passes `/api` on "
+        f"to it.\n\n## Checks\n\n- `{CHECK['name']}`: `{' '.join(CHECK['command'])}`, in the folder `{task.stage}`: "
+        "tags, requirements, limits, and each call against the backend's source.\n\nNot run in this round: the test "
+        "stage runs it together with the backend's.\n"
+    )
+
+
+def _code(task: Assignment, page: SourceFile) -> str:
+    return (
+        f"## Code\n\n{refused_line(task)}One file, no build step, nothing loaded from other hosts.\n\n"
+        f"```html\n<!-- index.html -->\n{page.text}```\n"
+    )
 
 
 def _states(fields: list[tuple[str, int, str]]) -> str:

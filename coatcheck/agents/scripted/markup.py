@@ -22,6 +22,15 @@ _ANSWER: Final = re.compile(r"^- \*\*(F\d+)\*\* → (.+)$", re.MULTILINE)
 _ENDPOINT: Final = re.compile(r"^\| (GET|POST|PUT|PATCH|DELETE) \| `?(/[\w/{}.?=&-]*)`? \| (.+) \|$", re.MULTILINE)
 _LOOSE_ENDPOINT: Final = re.compile(r"\b(GET|POST|PUT|PATCH|DELETE)`?[ |]+`?(/[\w/{}.-]+)")
 _FIELD: Final = re.compile(r"^\| `([a-z][a-z0-9_]*)` \| text \| ([\d,]+) \| (.+) \|$", re.MULTILINE)
+_DEFECT: Final = re.compile(
+    r"^- \*\*(D\d+)\*\* \(([a-z0-9-]+), ([^)\n]+)\): (?:`(\S+)` )?failed: “(.+)”$", re.MULTILINE
+)
+_SETTLED_DEFECT: Final = re.compile(r"^- \*\*(D\d+)\*\* \([a-z0-9-]+, [^)\n]+\) is settled", re.MULTILINE)
+_CHECK: Final = re.compile(r"^\| ([a-z0-9-]+/[^|\n]+) \| (\w+) \| (-?\d+|none) \| (\d+\.\d+) \|$", re.MULTILINE)
+_EVIDENCE: Final = re.compile(
+    r"^\| ([a-z0-9-]+/[^|\n]+) \| `.*` \| (passed|failed|timed_out|not_started)\b.*\|$", re.MULTILINE
+)
+"""A line of the section that the pipeline adds to a test report."""
 _ROUND: Final = re.compile(r"^# .+\(round (\d+)\)$", re.MULTILINE)
 
 
@@ -52,6 +61,28 @@ class Endpoint:
     method: str
     path: str
     purpose: str
+
+
+@dataclass(frozen=True)
+class Defect:
+    """D1, D2, …: a check that did not pass, and the test in it."""
+
+    number: str
+    stage: str
+    check: str
+    test: str
+    """Empty when the output names none."""
+    message: str
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """A check that ran, as a report tells it."""
+
+    check: str
+    outcome: str
+    exit_code: str = ""
+    seconds: str = ""
 
 
 def heading(name: str, feature_title: str, round_number: int) -> str:
@@ -112,6 +143,42 @@ def endpoints(text: str) -> tuple[Endpoint, ...]:
 def fields(text: str) -> list[tuple[str, int, str]]:
     """(name, most characters, meaning) of each text field in a backend's data model."""
     return [(name, int(limit.replace(",", "")), meaning) for name, limit, meaning in _FIELD.findall(text)]
+
+
+def defect_line(item: Defect) -> str:
+    """How a defect is written."""
+    test = f"`{item.test}` " if item.test else ""
+    return f"- **{item.number}** ({item.stage}, {item.check}): {test}failed: “{item.message}”"
+
+
+def defects(text: str) -> list[Defect]:
+    """The defects of a test report."""
+    return [Defect(*match) for match in _DEFECT.findall(text)]
+
+
+def settled_defect_line(item: Defect) -> str:
+    """How a defect of the last round is written that is gone."""
+    return f"- **{item.number}** ({item.stage}, {item.check}) is settled: its check was run again and passed."
+
+
+def settled_defects(text: str) -> list[str]:
+    """Numbers of the last round's defects that a test report calls settled."""
+    return _SETTLED_DEFECT.findall(text)
+
+
+def check_line(item: CheckLine) -> str:
+    """How a check that ran is written."""
+    return f"| {item.check} | {item.outcome} | {item.exit_code} | {item.seconds} |"
+
+
+def checks(text: str) -> list[CheckLine]:
+    """The checks that a test report says were run by its author."""
+    return [CheckLine(*match) for match in _CHECK.findall(text)]
+
+
+def evidence(text: str) -> list[CheckLine]:
+    """The checks that the pipeline ran after a test report and added to it."""
+    return [CheckLine(*match) for match in _EVIDENCE.findall(text)]
 
 
 def round_of(text: str) -> int:

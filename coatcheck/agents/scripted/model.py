@@ -25,9 +25,8 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
-from coatcheck.agents.roles import FETCH_DELIVERABLE
 from coatcheck.agents.scripted import backend, critique, frontend, markup, qa, research, statistics
-from coatcheck.agents.scripted.draft import Draft
+from coatcheck.agents.scripted.draft import Call, Draft
 from coatcheck.agents.scripted.padding import padded
 from coatcheck.agents.scripted.reading import Assignment, read
 from coatcheck.agents.scripted.words import key_terms
@@ -51,8 +50,14 @@ _AUTHORS: Final[dict[str, Callable[[Assignment], Draft]]] = {
 }
 _BY_KIND: Final = {"review": critique.write, "test": qa.write, "work": research.write}
 """For stages of other pipelines, whose task types the author does not know."""
-_FETCHES: Final = {"qa": "critique", "statistics": "research"}
-"""What these authors need beyond what the default pipeline hands them."""
+_STEPS: Final[dict[str, Callable[[Assignment], list[Call]]]] = {
+    "backend": backend.steps,
+    "frontend": frontend.steps,
+    "qa": qa.steps,
+    "statistics": statistics.steps,
+}
+"""What these do before they write: the tool calls of the next turn, none when the report is due."""
+_STEPS_BY_KIND: Final = {"test": qa.steps}
 
 
 class ScriptedModel(Model):
@@ -85,36 +90,41 @@ class ScriptedModel(Model):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Answer with a tool call, or with a text when the prompt is not one of Coatcheck's."""
+        """Answer with tool calls, or with a text when the prompt is not one of Coatcheck's."""
         if self._latency_seconds > 0:
             await asyncio.sleep(self._latency_seconds)
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
-        part = self._answer(messages, parameters)
+        parts = self._answer(messages, parameters)
         return ModelResponse(
-            parts=[part],
+            parts=parts,
             usage=RequestUsage(
                 input_tokens=estimate_tokens(_instructions(messages, parameters), *_texts(messages)),
-                output_tokens=estimate_tokens(_text_of(part)),
+                output_tokens=estimate_tokens(*map(_text_of, parts)),
             ),
             model_name=self.model_name,
             provider_name=self.system,
             timestamp=_UNDATED,
         )
 
-    def _answer(self, messages: list[ModelMessage], parameters: ModelRequestParameters) -> TextPart | ToolCallPart:
-        task = read(messages)
+    def _answer(
+        self, messages: list[ModelMessage], parameters: ModelRequestParameters
+    ) -> list[TextPart | ToolCallPart]:
+        task = read(messages, (tool.name for tool in parameters.function_tools))
         output = next((tool for tool in parameters.output_tools if "report" in _properties(tool)), None)
         if task is None or output is None:
-            return TextPart(NOT_OURS)
+            return [TextPart(NOT_OURS)]
         turn = 1 + sum(isinstance(message, ModelResponse) for message in messages)
-        call_id = _call_id(task, turn)
-        if (stage := _stage_to_fetch(task, parameters.function_tools)) is not None:
-            return ToolCallPart(FETCH_DELIVERABLE, _json({"stage": stage, "offset": 0}), call_id)
-        arguments = self._write(task).arguments()
+        steps = _STEPS.get(task.task_type, _STEPS_BY_KIND.get(task.kind, _no_steps))
+        calls = steps(task) or [Call(output.name, self._report(task, output))]
+        return [
+            ToolCallPart(call.tool, _json(call.arguments), _call_id(task, turn, number))
+            for number, call in enumerate(calls, 1)
+        ]
+
+    def _report(self, task: Assignment, output: ToolDefinition) -> dict[str, Any]:
+        """The report's fields that the caller's tool has."""
         wanted = _properties(output)
-        return ToolCallPart(
-            output.name, _json({name: arguments[name] for name in arguments if name in wanted}), call_id
-        )
+        return {name: value for name, value in self._write(task).arguments().items() if name in wanted}
 
     def _write(self, task: Assignment) -> Draft:
         draft = _AUTHORS.get(task.task_type, _BY_KIND.get(task.kind, research.write))(task)
@@ -130,14 +140,8 @@ def estimate_tokens(*texts: str) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-def _stage_to_fetch(task: Assignment, tools: list[ToolDefinition]) -> str | None:
-    """The stage to fetch in this turn: at most one per conversation, only with the tool, only when not at hand."""
-    stage = _FETCHES.get(task.task_type)
-    tool = next((tool for tool in tools if tool.name == FETCH_DELIVERABLE), None)
-    if stage is None or tool is None or task.fetch_tried or task.find(stage) is not None:
-        return None
-    known = _properties(tool).get("stage", {}).get("enum")
-    return stage if known is None or stage in known else None
+def _no_steps(_: Assignment) -> list[Call]:
+    return []
 
 
 def _properties(tool: ToolDefinition) -> dict[str, Any]:
@@ -145,10 +149,10 @@ def _properties(tool: ToolDefinition) -> dict[str, Any]:
     return properties
 
 
-def _call_id(task: Assignment, turn: int) -> str:
-    """The same for the same turn, different for every turn of a conversation and every request."""
+def _call_id(task: Assignment, turn: int, number: int) -> str:
+    """The same for the same call of a turn, different for every other one of a conversation and every request."""
     seed = f"{task.feature}/{task.stage}/{task.round}/{task.brief}"
-    return f"scripted-{hashlib.sha256(seed.encode('utf-8', 'replace')).hexdigest()[:12]}-{turn}"
+    return f"scripted-{hashlib.sha256(seed.encode('utf-8', 'replace')).hexdigest()[:12]}-{turn}-{number}"
 
 
 def _json(arguments: dict[str, Any]) -> str:

@@ -1,16 +1,17 @@
-"""Reads what the scripted author is given: the expanded prompt of `coatcheck.agents.prompt` and tool returns.
+"""Reads what the scripted author is given: the expanded prompt of `coatcheck.agents.prompt`, its tools, their answers.
 
 Only the outermost sections count; whatever a body contains, it ends at the closing tag with its own fence.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
 
-from coatcheck.agents.roles import FETCH_DELIVERABLE
+from coatcheck.agents.scripted.draft import Call
+from schemas.roles import FETCH_DELIVERABLE
 from schemas.streams import stream_name
 
 _REQUEST: Final = re.compile(r"<request((?: [a-z_]+=\"[^\"]*\")+)>\n")
@@ -32,6 +33,17 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Done:
+    """A tool call of an earlier turn and what came of it."""
+
+    name: str
+    arguments: dict[str, Any]
+    answer: str
+    refused: bool
+    """Whether the tool asked for another try instead of answering."""
+
+
+@dataclass(frozen=True)
 class Assignment:
     """What the author is asked to do and everything that it may read."""
 
@@ -46,7 +58,23 @@ class Assignment:
     sections: tuple[Section, ...]
     fetched: tuple[Section, ...]
     """What `fetch_deliverable` returned."""
-    fetch_tried: bool
+    tools: frozenset[str] = frozenset()
+    """Names of the tools that are offered, besides the output tool."""
+    done: tuple[Done, ...] = ()
+    """The tool calls of this conversation so far, in order."""
+
+    def calls(self, tool: str) -> list[Done]:
+        """What came of the calls of that tool."""
+        return [item for item in self.done if item.name == tool]
+
+    def can(self, tool: str) -> bool:
+        """Whether the tool is offered and was not called yet."""
+        return tool in self.tools and not self.calls(tool)
+
+    def fetch(self, stage: str) -> list[Call]:
+        """The call that fetches a stage's document: once per conversation, and only when it is not at hand."""
+        is_missing = self.can(FETCH_DELIVERABLE) and self.find(stage) is None
+        return [Call(FETCH_DELIVERABLE, {"stage": stage, "offset": 0})] if is_missing else []
 
     def find(self, task_type: str) -> Section | None:
         """The newest document of that type, handed or fetched."""
@@ -59,7 +87,7 @@ class Assignment:
         return section.text if section else ""
 
 
-def read(messages: list[ModelMessage]) -> Assignment | None:
+def read(messages: list[ModelMessage], tools: Iterable[str] = ()) -> Assignment | None:
     """Understand a conversation, or say with `None` that its first prompt is not one of ours."""
     prompt = next(_prompts(messages), "")
     request = _REQUEST.match(prompt)
@@ -68,7 +96,7 @@ def read(messages: list[ModelMessage]) -> Assignment | None:
     head: dict[str, str] = dict(_ATTRIBUTE.findall(request[1]))
     if not {"feature", "stage", "round"} <= head.keys() or not head["round"].isdigit():
         return None
-    parts = list(_sections(prompt))
+    parts, done = list(_sections(prompt)), tuple(_done(messages))
     return Assignment(
         feature=head["feature"],
         stage=head["stage"],
@@ -78,8 +106,9 @@ def read(messages: list[ModelMessage]) -> Assignment | None:
         brief="".join(body for tag, _, body in parts if tag == "brief"),
         decision="".join(body for tag, _, body in parts if tag == "decision"),
         sections=tuple(_deliverable(attributes, body) for tag, attributes, body in parts if tag == "deliverable"),
-        fetched=tuple(_fetched(messages)),
-        fetch_tried=any(call.tool_name == FETCH_DELIVERABLE for call in _calls(messages)),
+        fetched=tuple(_fetched(done)),
+        tools=frozenset(tools),
+        done=done,
     )
 
 
@@ -90,27 +119,29 @@ def _prompts(messages: list[ModelMessage]) -> Iterator[str]:
                 yield part.content if isinstance(part.content, str) else ""
 
 
-def _calls(messages: list[ModelMessage]) -> Iterator[ToolCallPart]:
+def _done(messages: list[ModelMessage]) -> Iterator[Done]:
+    """Every call that was answered, by its id."""
+    answers = {
+        part.tool_call_id: part
+        for message in messages
+        if isinstance(message, ModelRequest)
+        for part in message.parts
+        if isinstance(part, ToolReturnPart)
+    }
     for message in messages:
-        if isinstance(message, ModelResponse):
-            yield from (part for part in message.parts if isinstance(part, ToolCallPart))
+        for call in message.parts if isinstance(message, ModelResponse) else ():
+            if isinstance(call, ToolCallPart) and (part := answers.get(call.tool_call_id)) is not None:
+                text = part.content if isinstance(part.content, str) else ""
+                yield Done(call.tool_name, call.args_as_dict(), text, refused=part.outcome != "success")
 
 
-def _fetched(messages: list[ModelMessage]) -> Iterator[Section]:
+def _fetched(done: Iterable[Done]) -> Iterator[Section]:
     """Sections in tool returns; a return without one is the bare text of the stage that was asked for."""
-    stages = {call.tool_call_id: str(call.args_as_dict().get("stage", "")) for call in _calls(messages)}
-    for message in messages:
-        if not isinstance(message, ModelRequest):
-            continue
-        for part in message.parts:
-            if not isinstance(part, ToolReturnPart) or part.tool_name != FETCH_DELIVERABLE:
-                continue
-            text = part.content if isinstance(part.content, str) else ""
-            found = [
-                _deliverable(attributes, body) for tag, attributes, body in _sections(text) if tag == "deliverable"
-            ]
-            stage = stages.get(part.tool_call_id, "")
-            yield from found or [Section(stage=stage, task_type=stage, text=text)]
+    for call in done:
+        if call.name == FETCH_DELIVERABLE and not call.refused:
+            found = [_deliverable(attributes, body) for tag, attributes, body in _sections(call.answer)]
+            stage = str(call.arguments.get("stage", ""))
+            yield from found or [Section(stage=stage, task_type=stage, text=call.answer)]
 
 
 def _sections(text: str) -> Iterator[tuple[str, dict[str, str], str]]:

@@ -4,12 +4,18 @@ import re
 from collections.abc import Sequence
 
 from coatcheck.agents.scripted import markup
-from coatcheck.agents.scripted.draft import Draft, complexity, table
+from coatcheck.agents.scripted.draft import Call, Draft, complexity, table
 from coatcheck.agents.scripted.markup import Requirement
 from coatcheck.agents.scripted.reading import Assignment, Section
 from coatcheck.agents.scripted.words import key_terms, quote, sentences, title, words
+from schemas.evidence import CheckOutcome
 
 NEW_SECTION = "\n## "
+
+
+def steps(task: Assignment) -> list[Call]:
+    """The research is fetched when it is not at hand; then nothing."""
+    return task.fetch("research")
 
 
 def write(task: Assignment) -> Draft:
@@ -33,6 +39,7 @@ def write(task: Assignment) -> Draft:
         f"| endpoints | {len(endpoints)} | QA, API contract |",
         f"| requirements passed | {passed} | QA, result column |",
         f"| requirements failed | {failed} | QA, result column |",
+        *_evidence_rows(qa),
     ]
     parts = [
         markup.heading("Statistics", title(task.feature), task.round),
@@ -43,7 +50,7 @@ def write(task: Assignment) -> Draft:
         _each(items, qa, critique),
         _terms(task, read),
         "## What could not be counted\n\n- Cost, tokens and durations: they are in the orchestrator's records.\n"
-        "- Tests that ran: QA read the code and did not run it.\n"
+        + ("" if _ran(qa) else "- Tests that ran: QA read the code and did not run it.\n")
         + ("" if research else "- Requirements in the research itself: it was not at hand.\n"),
     ]
     return Draft(
@@ -53,6 +60,25 @@ def write(task: Assignment) -> Draft:
         complexity=complexity(len(items)),
         files_analyzed=len(read),
     )
+
+
+def _ran(qa: str) -> list[markup.CheckLine]:
+    """The checks that were run: by the pipeline after QA where its section is there, else by QA."""
+    return markup.evidence(qa) or markup.checks(qa)
+
+
+def _evidence_rows(qa: str) -> list[str]:
+    if not (ran := _ran(qa)):
+        return []
+    where = "QA, evidence added by the pipeline" if markup.evidence(qa) else "QA, Checks that ran"
+    passed = sum(item.outcome == CheckOutcome.PASSED for item in ran)
+    settled = markup.settled_defects(qa)
+    defects = f"| defects settled in the last round | {len(settled)} | QA, “What was sent back” |"
+    return [
+        defects,
+        f"| checks that ran in the last round | {len(ran)} | {where} |",
+        f"| checks passed | {passed} | {where} |",
+    ]
 
 
 def _read(task: Assignment) -> list[Section]:
