@@ -6,8 +6,6 @@ beforehand. Arming a point is giving its file back, so one stack serves every te
 
 import asyncio
 import json
-import os
-import signal
 import sys
 import time
 import uuid
@@ -19,7 +17,6 @@ from pathlib import Path
 
 import asyncpg
 import nats
-import psutil
 from nats.aio.client import Client as NatsConnection
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowFailureError
@@ -227,19 +224,6 @@ class Lab:
                 if any(item.attempt == number and item.state == _STARTED for item in pending):
                     return
                 await asyncio.sleep(POLL_SECONDS)
-
-    @asynccontextmanager
-    async def stopped(self, member: str) -> AsyncIterator[None]:
-        """SIGSTOP to a member and all its children, SIGCONT in the end."""
-        process = psutil.Process(self.stack.pid(member))
-        family = [process.pid, *(child.pid for child in process.children(recursive=True))]
-        for pid in family:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in reversed(family):
-                os.kill(pid, signal.SIGCONT)
 
     async def in_flight(self) -> int:
         """Turns in flight in the gateway that lived last, as the journal knows them: after its death, what it lost."""

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.chaos.lab import LONG_TURNS, RECOVERY_SECONDS, Lab
+from tests.standstill import stopped
 
 STANDSTILL_SECONDS = 3.0
 """Shorter than any time-out that would make somebody give a server up, longer than a hiccup."""
@@ -31,7 +32,7 @@ async def test_a_server_stands_still(lab: Lab, server: str) -> None:
     features = [f"stop-{server}-{number}" for number in range(3)]
     runs = [await lab.start(feature) for feature in features]
     await lab.calls(runs[-1], 3)
-    async with lab.stopped(server):
+    async with stopped(lab.stack.pid(server)):
         await asyncio.sleep(STANDSTILL_SECONDS)
     going_on = asyncio.get_running_loop().time()
     await asyncio.gather(*(lab.ended(run) for run in runs))

@@ -1,7 +1,6 @@
 """The client survives what ends nats-py's: oversize messages, kills, hung servers. Nothing is lost or stored twice."""
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from coatcheck.messaging.connection import Connection
 from coatcheck.messaging.streams import ensure_streams, stream_config
 from schemas.streams import STREAMS, StreamSpec
 from tests.integration.nats_clients import client_as
+from tests.standstill import stopped
 
 BACKEND = "agog_features_backend"
 SUBJECT = "agog.deliverables.roy.backend.client"
@@ -287,8 +287,7 @@ async def test_hung_server(own_server: OwnServer) -> None:
     """A publish that times out is indeterminate; the same id again, once the server goes on, is stored once."""
     core, roy, stack = own_server.core, own_server.roy, own_server.stack
     async with client_as(own_server.status, "roy", publish_patience_seconds=1.0) as hasty:
-        stack.kill("nats", signal.SIGSTOP)
-        try:
+        async with stopped(stack.pid("nats")):
             started = time.perf_counter()
             with pytest.raises(MessagingUnavailableError, match="may or may not be stored"):
                 await hasty.publish(f"{SUBJECT}.hung.1", b"{}", message_id="hung", stream=BACKEND)
@@ -299,8 +298,6 @@ async def test_hung_server(own_server: OwnServer) -> None:
             )
             done, _ = await asyncio.wait({patient, large}, timeout=0.5)
             assert not done
-        finally:
-            stack.kill("nats", signal.SIGCONT)
         assert (await patient).sequence
         assert (await large).sequence
     assert await count(core, f"{SUBJECT}.hung") == 2
