@@ -102,6 +102,34 @@ AGENT_STATE_STREAM: Final = StreamSpec(
 """History 8, of values of 64 KiB at most: 128 keys at worst, and thousands of the few hundred bytes that are usual."""
 
 
+AUDIT_LOG: Final = StreamSpec(
+    name="audit_log",
+    subjects=(f"{PREFIX}.events.>",),
+    agent="core",
+    max_msgs=-1,
+    max_bytes=4 * 1024**3,
+    max_age_seconds=30 * DAY_SECONDS,
+    # Longer than any activity is retried (24 h); after that the primary key of the table still holds.
+    duplicate_window_seconds=2 * DAY_SECONDS,
+    max_msg_bytes=64 * 1024,
+    republish_to=f"{PREFIX}.live.events.>",
+)
+"""Everything that happened, in order: the source of the table `events`, of replays and of training data.
+
+Only the core worker may write it: whoever may publish to a stream can take another's message id first.
+"""
+
+DEAD_LETTERS: Final = StreamSpec(
+    name="dead_letters",
+    subjects=(f"{PREFIX}.dead.>",),
+    agent="core",
+    max_msgs=-1,
+    max_age_seconds=30 * DAY_SECONDS,
+    duplicate_window_seconds=2 * DAY_SECONDS,
+)
+"""What a consumer could not digest, whole, with the reason in its headers."""
+
+
 ARTIFACT_MAX_AGE_SECONDS: Final = 14 * DAY_SECONDS
 """Twice a deliverable's life, so that a file that was stored for one may serve another that comes days later."""
 
@@ -136,6 +164,11 @@ def artifact_wildcard(agent: str) -> str:
 def bucket_streams(agents: Iterable[str]) -> tuple[StreamSpec, ...]:
     """The streams of every bucket: the shared state and each agent's files."""
     return (AGENT_STATE_STREAM, *(artifact_stream(agent) for agent in agents))
+
+
+def live_subject(subject: str) -> str:
+    """Where the server repeats what is stored in the audit log under `subject`, which may be a pattern."""
+    return subject.replace(f"{PREFIX}.events.", f"{PREFIX}.live.events.", 1)
 
 
 class StreamStatus(BaseModel):

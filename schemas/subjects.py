@@ -84,9 +84,9 @@ def deliverable_wildcard(agent: str) -> str:
     return f"{PREFIX}.deliverables.{agent}.>"
 
 
-def event_wildcard(agent: str) -> str:
-    """The event subjects that one agent may publish on."""
-    return f"{PREFIX}.events.agent.{agent}.>"
+def events_subject(reporter: str) -> str:
+    """The request-reply subject on which an agent, or `judge`, has its events stored."""
+    return f"{PREFIX}.svc.events.{reporter}"
 
 
 def llm_subject(agent: str) -> str:

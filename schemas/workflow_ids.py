@@ -44,6 +44,6 @@ def run_key_of(task: str) -> str:
     return task.rpartition("/")[0]
 
 
-def event_id(key: str, event_type: str, ordinal: int = 0) -> str:
-    """A deterministic id: emitting the same event again gives the same id, so it is stored once."""
-    return str(uuid.uuid5(EVENT_NAMESPACE, f"{key}|{event_type}|{ordinal}"))
+def event_id(entity: str, event_type: str, occurrence: str = "") -> str:
+    """A deterministic id: telling the same occurrence again gives the same id, so it is stored once."""
+    return str(uuid.uuid5(EVENT_NAMESPACE, f"{entity}|{event_type}|{occurrence}"))

@@ -282,7 +282,7 @@ class RunState:
         entity = current.task_key if current else self.run_key
         self._events.append(
             EventRow(
-                event_id=event_id(self.run_key, event_type, self._event_count),
+                event_id=event_id(self.run_key, event_type, str(self._event_count)),
                 event_type=event_type,
                 entity_type="task" if current else "workflow",
                 entity_id=entity,

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
 from schemas.streams import AGENT_STATE, StreamSpec, artifact_wildcard, bucket_streams, kv_changes, kv_subject
-from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, event_wildcard, service_wildcard
+from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, service_wildcard
 
 HUB: Final = "HUB"
 """Owns the streams; only the core worker lives in it."""
@@ -217,7 +217,7 @@ def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 
 
 def _writes(agent: str) -> tuple[str, ...]:
-    return deliverable_wildcard(agent), event_wildcard(agent), artifact_wildcard(agent)
+    return deliverable_wildcard(agent), artifact_wildcard(agent)
 
 
 def _service(service: str, agent: str) -> str:

@@ -1,0 +1,293 @@
+"""What each type of event says. `schemas.events` wraps these in the envelope and lists which types there are.
+
+Payloads are absolute, not differences: folding a run's events up to any sequence gives the rows as they were then.
+Additions keep the version, since readers ignore what they do not know; any other change makes a new one.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.deliverable import Artifact, Sha256
+from schemas.evidence import EvidenceSummary
+from schemas.notice import Notice
+from schemas.pipeline import DecisionAction
+
+
+class Payload(BaseModel):
+    """Base of every payload."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class RunPoint(Payload):
+    """The run's row right after what happened."""
+
+    status: str
+    """One of `schemas.pipeline.RunStatus`."""
+    current_step: str | None = None
+    completed_steps: int = 0
+
+
+class Inherited(Payload):
+    """A round that a forked run did not do itself."""
+
+    stage: str
+    round: int
+    task_key: str
+    """Of the run that did it."""
+    notice: Notice
+
+
+# --- system: runs ---------------------------------------------------------------------------------------------------
+
+
+class RunStarted(Payload):
+    """A run began."""
+
+    workflow_id: str
+    feature: str
+    tenant: str
+    priority: int = 3
+    stages: list[str]
+    agents: list[str]
+    """Of the stages, in their order."""
+    brief_sha256: Sha256
+    brief_bytes: int
+    forked_from: str | None = None
+    """Run key."""
+    inherited: list[Inherited] = []
+    run: RunPoint
+
+
+class RunChanged(Payload):
+    """A run was paused, resumed or ended."""
+
+    reason: str = ""
+    run: RunPoint
+
+
+class RunRepaired(Payload):
+    """The run's row said something else than Temporal, and was put right."""
+
+    found: str
+    """Status of the row before."""
+    reason: str
+    run: RunPoint
+
+
+# --- system: stages -------------------------------------------------------------------------------------------------
+
+
+class StageStarted(Payload):
+    """A round of a stage was handed to its agent."""
+
+    stage: str
+    task_type: str
+    round: int
+    inputs: dict[str, str] = {}
+    """Stage → ticket (`DeliverableRef.to_ticket`)."""
+    comment: str = ""
+    run: RunPoint
+
+
+class StageCompleted(Payload):
+    """The agent returned its notice."""
+
+    stage: str
+    round: int
+    notice: Notice
+    run: RunPoint
+
+
+class StageAccepted(Payload):
+    """Nothing more is wanted of the stage, unless a later one sends it back."""
+
+    stage: str
+    rounds: int
+    reason: str = ""
+    run: RunPoint
+
+
+class StageEnded(Payload):
+    """The round ended without a notice: it failed, or its run ended."""
+
+    stage: str
+    round: int
+    reason: str
+    run: RunPoint
+
+
+class StageParked(Payload):
+    """No model can be asked; the round begins again at `until`."""
+
+    stage: str
+    round: int
+    reason: str
+    until: datetime
+    run: RunPoint
+
+
+class StageRepaired(Payload):
+    """The round's row said `running` although its run had ended, and was put right."""
+
+    stage: str
+    round: int
+    found: str
+    status: Literal["failed", "cancelled"]
+    reason: str
+
+
+class DecisionRequested(Payload):
+    """A person has to decide."""
+
+    stage: str
+    round: int
+    reason: str
+    sha256: Sha256
+    subject: str
+    deadline: datetime
+    run: RunPoint
+
+
+class DecisionMade(Payload):
+    """A person has decided."""
+
+    stage: str
+    round: int
+    action: DecisionAction
+    by: str
+    comment: str = ""
+    sha256: Sha256
+    run: RunPoint
+
+
+# --- system: turns --------------------------------------------------------------------------------------------------
+
+
+class ToolCall(Payload):
+    """What a model asked for. The arguments are in the conversation, which may hold secrets; here is their hash."""
+
+    tool: str
+    tool_call_id: str
+    arguments_sha256: Sha256
+    arguments_bytes: int
+
+
+class TurnCompleted(Payload):
+    """A model turn as the LLM proxy's journal has it, told when its round ends."""
+
+    stage: str
+    round: int
+    turn: int
+    model: str
+    calls: int
+    """Provider calls begun for it."""
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int = 0
+    cost_usd: Decimal | None = None
+    """`None`: no price is known."""
+    seconds: float
+    """Of the call that was answered."""
+    messages: int
+    """Rows of the conversation that it added."""
+    tool_calls: list[ToolCall] = []
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+class AttemptStarted(Payload):
+    """An attempt after the first began: the earlier one died or could not go on."""
+
+    stage: str
+    round: int
+    attempt: Annotated[int, Field(ge=2)]
+
+
+class ToolCompleted(Payload):
+    """A tool of the agent's worker returned."""
+
+    stage: str
+    round: int
+    tool: str
+    tool_call_id: str
+    outcome: Literal["ok", "error"]
+    seconds: float
+    result_bytes: int
+    error: Annotated[str, Field(max_length=300)] = ""
+    """For people; may be cut."""
+
+
+class DeliverablePublished(Payload):
+    """The deliverable is stored on the agent's stream."""
+
+    stage: str
+    round: int
+    subject: str
+    stream: str
+    sequence: int
+    sha256: Sha256
+    bytes: int
+    files: int = 0
+    artifacts: list[Artifact] = []
+    """The first ones, as many as an event has room for; the deliverable lists all."""
+
+
+class EvidenceRecorded(Payload):
+    """What the declared checks did."""
+
+    stage: str
+    round: int
+    isolation: str
+    summary: EvidenceSummary
+
+
+# --- judges ---------------------------------------------------------------------------------------------------------
+
+
+class Scored(Payload):
+    """One judge's opinion of one thing by one criterion."""
+
+    judge: str
+    kind: Literal["check", "llm", "human"]
+    criterion: str
+    score: Annotated[float, Field(ge=0, le=1)]
+    label: str = ""
+    """The judge's own word, such as `correct`."""
+    explanation: Annotated[str, Field(max_length=2000)] = ""
+    stage: str | None = None
+    """`None`: of the whole run."""
+    round: int | None = None
+    model: str | None = None
+    """Of an LLM judge."""
+    scenario: str | None = None
+
+
+class JudgingFailed(Payload):
+    """A judge gave no score, which is an error and not a zero."""
+
+    judge: str
+    kind: Literal["check", "llm", "human"]
+    criterion: str
+    error: Annotated[str, Field(max_length=2000)]
+    stage: str | None = None
+    round: int | None = None
+    scenario: str | None = None
+
+
+class AgreementMeasured(Payload):
+    """How far the judges of one criterion agree."""
+
+    criterion: str
+    judges: list[str]
+    measure: str
+    """Such as `cohen_kappa` or `mean_absolute_difference`."""
+    value: float | None
+    """`None`: not defined for these scores."""
+    compared: int
+    """Things that all of them scored."""
+    scenario: str | None = None
