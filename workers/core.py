@@ -8,6 +8,7 @@ from temporalio.worker import Worker
 
 from activities.state import StateActivities
 from coatcheck.config import load_config
+from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import (
     check_sync_always,
@@ -69,7 +70,7 @@ async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
     former = recorded.keys() - {spec.name for spec in team.streams}
     removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
     refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
-    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents)])
+    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents), *LOGS])
     for status in statuses:
         for difference in status.drift:
             _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)

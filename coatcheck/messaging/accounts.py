@@ -21,7 +21,16 @@ import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
-from schemas.streams import AGENT_STATE, StreamSpec, artifact_wildcard, bucket_streams, kv_changes, kv_subject
+from schemas.streams import (
+    AGENT_STATE,
+    AUDIT_LOG,
+    DEAD_LETTERS,
+    StreamSpec,
+    artifact_wildcard,
+    bucket_streams,
+    kv_changes,
+    kv_subject,
+)
 from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, service_wildcard
 
 HUB: Final = "HUB"
@@ -44,6 +53,11 @@ _GATEWAY_WRITES: Final = kv_subject(AGENT_STATE, "model.>")
 """Circuit breakers and rate limits of models, shared by every gateway."""
 _CHANGES: Final = kv_changes(AGENT_STATE)
 """What the hub repeats to those who follow the state; a stream export, so nothing can be sent back through it."""
+
+LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
+"""What happened, which core writes and agents do not even read."""
+_LIVE: Final = AUDIT_LOG.republish_to or ""
+"""What the hub repeats to those who follow the audit log."""
 
 _ACCOUNTS: Final[Mapping[str, str]] = {CORE: HUB, GATEWAY: GATEWAY_ACCOUNT, SYSTEM: "SYS", OBSERVER: "OBSERVER"}
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
@@ -152,7 +166,9 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
 def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
     readers = [user.account for user in (*agents, users[GATEWAY], users[OBSERVER])]
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
-    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
+    auditors = [users[OBSERVER].account]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", auditors) for verb in (*_stream_verbs(LOGS), *_READ_ALL)]
+    exports.append(_export_stream(_LIVE, auditors))
     exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
     exports.append(_export(_GATEWAY_WRITES, [users[GATEWAY].account]))
     exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
@@ -208,11 +224,11 @@ def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 
 
 def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs = [*_stream_verbs(streams), *_READ_ALL]
+    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL]
     permissions = _permissions(
-        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, f"{user.inbox_prefix}.>"]
+        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"]
     )
-    imports = [_import_stream(_CHANGES), *(_import_js(verb) for verb in verbs)]
+    imports = [_import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 

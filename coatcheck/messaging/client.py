@@ -265,7 +265,7 @@ class NatsClient:
         return await self._get(stream, {"last_by_subj": subject})
 
     async def fetch_next(self, stream: str, subject: str, from_sequence: int) -> StoredMessage:
-        """Read the first message of a literal subject at or after a sequence; raises as `fetch_by_sequence` does."""
+        """Read the first message of a subject, or pattern, at or after a sequence; raises as `fetch_by_sequence`."""
         return await self._get(stream, {"seq": from_sequence, "next_by_subj": subject})
 
     async def _get(self, stream: str, query: dict[str, Any]) -> StoredMessage:

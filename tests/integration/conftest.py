@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import ensure_streams
 from schemas.streams import AGENTS, STREAMS, bucket_streams
@@ -19,7 +20,7 @@ async def core(nats_server: NatsStatus) -> AsyncIterator[NatsClient]:
     answered no ping for 20 s is cut off.
     """
     async with client_as(nats_server, "core") as client:
-        await ensure_streams(client, [*STREAMS, *bucket_streams(AGENTS)])
+        await ensure_streams(client, [*STREAMS, *bucket_streams(AGENTS), *LOGS])
         yield client
 
 
