@@ -21,6 +21,7 @@ import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
+from schemas.agent_state import agent_key
 from schemas.streams import (
     AGENT_STATE,
     AUDIT_LOG,
@@ -233,7 +234,7 @@ def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 
 
 def _writes(agent: str) -> tuple[str, ...]:
-    return deliverable_wildcard(agent), artifact_wildcard(agent)
+    return deliverable_wildcard(agent), artifact_wildcard(agent), kv_subject(AGENT_STATE, agent_key(agent))
 
 
 def _service(service: str, agent: str) -> str:
