@@ -1,26 +1,61 @@
-"""`state.record`: writes one step of a run to PostgreSQL."""
+"""`state.record`: writes one step of a run to PostgreSQL, and tells what happened in the audit log."""
+
+import asyncio
+from collections.abc import Sequence
 
 import asyncpg
 from temporalio import activity
 
 from coatcheck.failpoints import failpoint
+from coatcheck.messaging.events import EventLog
 from coatcheck.storage import state
+from coatcheck.storage.state import TurnRecord
 from schemas.activities import RECORD_STATE, RecordInput
+from schemas.event_payloads import ToolCall
+from schemas.event_payloads import TurnCompleted as Turn
+from schemas.events import TurnCompleted
+from schemas.workflow_ids import event_id, run_key_of
 
 
 class StateActivities:
     """Activities of the core worker; they own the transaction."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, log: EventLog) -> None:
         self._pool = pool
+        self._log = log
 
     @activity.defn(name=RECORD_STATE)
     async def record(self, step: RecordInput) -> None:
         """Store the step.
 
         Idempotent: the rows are absolute, guarded by the run's revision, and event ids are deterministic, so a worker
-        that dies before or after the commit leaves the same rows behind.
+        that dies anywhere in between leaves, in the end, the same rows and the same events behind. Neither waits for
+        the other: a run is only told to go on when both are stored.
         """
         await failpoint("state.before_record")
-        await state.record(self._pool, step)
+        turns, _ = await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))
+        if turns:
+            await failpoint("state.before_turns")
+            await self._log.publish(turn_events(step, turns))
         await failpoint("state.after_record")
+
+
+def turn_events(step: RecordInput, turns: Sequence[TurnRecord]) -> list[TurnCompleted]:
+    """What the audit log says of the turns of the rounds that ended with this step."""
+    resets = {task.task_key: task.reset for task in step.tasks}
+    return [_turn_event(turn, resets[turn.task_key], step.run.temporal_workflow_id) for turn in turns]
+
+
+def _turn_event(turn: TurnRecord, reset: str, session_id: str) -> TurnCompleted:
+    calls = [ToolCall(tool=call["tool_name"], tool_call_id=call["tool_call_id"]) for call in turn.tool_calls or []]
+    said = turn.model_dump(exclude={"task_key", "agent", "completed_at", "tool_calls"})
+    return TurnCompleted.of(
+        entity_id=turn.task_key,
+        occurrence=str(turn.turn),  # a turn is paid for once, also when its round begins again after a reset
+        correlation_id=run_key_of(turn.task_key),
+        causation_id=event_id(turn.task_key, "stage.started", reset),
+        session_id=session_id,
+        agent=turn.agent,
+        occurred_at=turn.completed_at,
+        payload=Turn(**said, tool_calls=calls),
+    )

@@ -21,6 +21,7 @@ from typing import Final
 POINTS: Final[frozenset[str]] = frozenset(
     {
         "state.before_record",
+        "state.before_turns",
         "state.after_record",
         "agent.before_turn",
         "agent.after_turn",

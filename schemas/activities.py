@@ -11,7 +11,8 @@ from temporalio.common import RetryPolicy
 
 from schemas.deliverable import DeliverableRef
 from schemas.errors import PAYLOADS_TOO_LARGE
-from schemas.workflow_ids import feature_of, run_key
+from schemas.events import SystemEvent
+from schemas.workflow_ids import activity_id, event_id, feature_of, run_key, task_key
 
 MAX_RESULT_BYTES: Final = 8 * 1024
 """The claim-check rule: a larger activity result is refused by the worker's interceptor."""
@@ -37,6 +38,13 @@ class StageOrder(BaseModel):
     """Deliverables handed to the agent; for a later round also its own last one and the review that asked for it."""
     comment: str = ""
     """A person's words, when a decision asked for this round."""
+    reset: str = ""
+    """Ends the occurrence of this round's events after a reset in Temporal; empty before the first."""
+
+    @property
+    def started_event(self) -> str:
+        """The event that told of this round's start: the cause of all that it does."""
+        return event_id(task_key(self.run_key, activity_id(self.stage, self.round)), "stage.started", self.reset)
 
 
 class RunStageInput(BaseModel):
@@ -49,6 +57,7 @@ class RunStageInput(BaseModel):
     inputs: dict[str, str] = {}
     """Stage → ticket (`DeliverableRef.to_ticket`)."""
     comment: str = ""
+    reset: str = ""
 
     @classmethod
     def of(cls, order: StageOrder, run_id: str) -> Self:
@@ -63,6 +72,8 @@ class RunStageInput(BaseModel):
             fields["inputs"] = {item.stage: item.ref.to_ticket() for item in order.inputs}
         if order.comment:
             fields["comment"] = order.comment
+        if order.reset:
+            fields["reset"] = order.reset
         return cls(**fields)
 
     def order(self, workflow_id: str, run_id: str, activity_id: str) -> StageOrder:
@@ -75,6 +86,7 @@ class RunStageInput(BaseModel):
             round=int(round_number),
             inputs=references(self.inputs),
             comment=self.comment,
+            reset=self.reset,
         )
 
 
@@ -159,24 +171,13 @@ class TaskRow(BaseModel):
     retry_count: int = 0
     started_at: datetime
     completed_at: datetime | None = None
-
-
-class EventRow(BaseModel):
-    """One `events` row; `event_id` is deterministic, so that a repeated step adds nothing."""
-
-    event_id: str
-    event_type: str
-    entity_type: str
-    entity_id: str
-    agent: str | None = None
-    severity: str = "info"
-    payload: dict[str, Any] = {}
-    created_at: datetime
+    reset: str = ""
+    """As in its `StageOrder`; not stored."""
 
 
 class RecordInput(BaseModel):
-    """Input of `state.record`: everything that one step of a run changes, in one transaction."""
+    """Input of `state.record`: what one step of a run changes, and what it has to tell."""
 
     run: RunRow
     tasks: list[TaskRow] = []
-    events: list[EventRow] = []
+    events: list[SystemEvent] = []

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.deliverable import Artifact, Sha256
 from schemas.evidence import EvidenceSummary
 from schemas.notice import Notice
-from schemas.pipeline import DecisionAction
+from schemas.pipeline import DecisionAction, InheritedRound
 
 
 class Payload(BaseModel):
@@ -29,16 +29,6 @@ class RunPoint(Payload):
     """One of `schemas.pipeline.RunStatus`."""
     current_step: str | None = None
     completed_steps: int = 0
-
-
-class Inherited(Payload):
-    """A round that a forked run did not do itself."""
-
-    stage: str
-    round: int
-    task_key: str
-    """Of the run that did it."""
-    notice: Notice
 
 
 # --- system: runs ---------------------------------------------------------------------------------------------------
@@ -58,7 +48,7 @@ class RunStarted(Payload):
     brief_bytes: int
     forked_from: str | None = None
     """Run key."""
-    inherited: list[Inherited] = []
+    inherited: list[InheritedRound] = []
     run: RunPoint
 
 
@@ -168,12 +158,10 @@ class DecisionMade(Payload):
 
 
 class ToolCall(Payload):
-    """What a model asked for. The arguments are in the conversation, which may hold secrets; here is their hash."""
+    """What a model asked for. The arguments are in the conversation only: they may hold secrets."""
 
     tool: str
     tool_call_id: str
-    arguments_sha256: Sha256
-    arguments_bytes: int
 
 
 class TurnCompleted(Payload):

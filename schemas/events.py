@@ -176,6 +176,13 @@ class RunFailed(_SystemEvent):
     payload: payloads.RunChanged
 
 
+class RunReset(_SystemEvent):
+    """Temporal took the run back to an earlier point; what happened after that point happens again."""
+
+    event_type: Literal["run.reset"]
+    payload: payloads.RunChanged
+
+
 class RunRepaired(_SystemEvent):
     """Reconcile put the run's row right."""
 
@@ -311,6 +318,7 @@ SystemEvent: TypeAlias = Annotated[
     | RunExpired
     | RunCancelled
     | RunFailed
+    | RunReset
     | RunRepaired
     | StageStarted
     | StageCompleted

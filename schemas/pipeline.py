@@ -137,6 +137,20 @@ class Pipeline(BaseModel):
                 waits.add(earlier.name)
         return frozenset(waits)
 
+    def downstream(self, stage: str) -> frozenset[str]:
+        """Names of the stage and of all that wait for it, directly or not.
+
+        Raises:
+            ValueError: no stage has that name.
+        """
+        if stage not in {item.name for item in self.stages}:
+            raise ValueError(f"no stage is named {stage!r}; there are {', '.join(item.name for item in self.stages)}")
+        found = {stage}
+        for item in self.stages:  # in an order in which each comes after those that it waits for
+            if found.intersection(self.waits_for(item)):
+                found.add(item.name)
+        return frozenset(found)
+
 
 DEFAULT_PIPELINE: Final = Pipeline(
     stages=(
@@ -165,6 +179,31 @@ DEFAULT_PIPELINE: Final = Pipeline(
 """The seed's sequence (003, Complete Feature Workflow; statistics is the sixth stream)."""
 
 
+class InheritedRound(BaseModel):
+    """A round that a forked run takes over as it was; nothing of it is paid again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: Slug
+    round: Annotated[int, Field(ge=1)]
+    task_key: str
+    """Of the run that did it."""
+    notice: Notice
+
+
+class ForkPoint(BaseModel):
+    """Where a forked run begins: the rounds before it are another run's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_key: str
+    """Of the run that was forked."""
+    stage: Slug
+    """The first stage that is done anew; so are those that wait for it."""
+    rounds: tuple[InheritedRound, ...] = ()
+    """Of the stages that are not, in the order in which they were done."""
+
+
 class FeatureRequest(BaseModel):
     """Input of `FeaturePipeline`; `{"feature": "customer-search", "brief": "…"}` is enough."""
 
@@ -180,6 +219,22 @@ class FeatureRequest(BaseModel):
     """Stages after which a person decides, besides those that the pipeline marks."""
     decision_timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=90 * 86_400)] = DECISION_TIMEOUT_SECONDS
     pipeline: Pipeline = DEFAULT_PIPELINE
+    fork: ForkPoint | None = None
+    """Set by `coatcheck bench fork`: begin with another run's rounds instead of doing them."""
+
+    @model_validator(mode="after")
+    def _fork_is_of_this_pipeline(self) -> Self:
+        if self.fork is None:
+            return self
+        anew = self.pipeline.downstream(self.fork.stage)
+        given = {item.stage for item in self.fork.rounds}
+        wanted = {stage.name for stage in self.pipeline.stages} - anew
+        if given != wanted:
+            raise ValueError(
+                f"a fork at {self.fork.stage!r} takes over {', '.join(sorted(wanted)) or 'nothing'}, "
+                f"not {', '.join(sorted(given)) or 'nothing'}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gates_exist(self) -> Self:

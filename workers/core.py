@@ -10,6 +10,7 @@ from activities.state import StateActivities
 from coatcheck.config import load_config
 from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.events import EventLog
 from coatcheck.messaging.streams import (
     check_sync_always,
     ensure_streams,
@@ -53,7 +54,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
                 client,
                 task_queue=CORE,
                 workflows=[FeaturePipelineWorkflow, ProgramWorkflow],
-                activities=[StateActivities(pool).record],
+                activities=[StateActivities(pool, EventLog(nats)).record],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
                 build_id=BUILD_ID,

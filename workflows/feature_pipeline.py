@@ -70,6 +70,7 @@ class FeaturePipelineWorkflow:
         status, reason = RunStatus.COMPLETED, "every stage is done"
         try:
             self._run.open()
+            workflow.register_random_seed_callback(self._note_reset)
             await self._run_stages()
         except RunEndedError as ended:
             status, reason = ended.status, ended.reason
@@ -99,6 +100,8 @@ class FeaturePipelineWorkflow:
             raise ApplicationError(f"cancelled from outside the run: {', '.join(left)}", non_retryable=True)
 
     async def _start_in_turn(self, stage: Stage) -> None:
+        if self._run.is_done(stage.name):
+            return  # inherited
         waits_for = self._run.request.pipeline.waits_for(stage)
         await workflow.wait_condition(lambda: all(self._run.is_done(name) for name in waits_for))
         await self._complete_stage(stage)
@@ -123,7 +126,7 @@ class FeaturePipelineWorkflow:
                 outcome = accepted
                 break
             notice = await self._send_back(stage, notice, comment)
-        self._run.finish_stage(stage, outcome)
+        self._run.finish_stage(stage, outcome, workflow.now())
 
     def _reason_to_ask(self, stage: Stage, notice: Notice) -> str | None:
         """Why a person has to decide on this notice, or `None` when the pipeline can go on by itself."""
@@ -183,6 +186,7 @@ class FeaturePipelineWorkflow:
             round=current.number,
             inputs=inputs,
             comment=comment,
+            reset=current.reset,
         )
         try:
             while (notice := await self._perform(current, order)) is None:
@@ -229,6 +233,10 @@ class FeaturePipelineWorkflow:
         await self._record()
         await workflow.sleep(delay, summary=f"{current.stage.name} is parked")
         self._run.unpark(current)
+
+    def _note_reset(self, seed: int) -> None:
+        """Temporal changes the seed when, and only when, it takes a run back; the same way again in a replay."""
+        self._run.note_reset(seed, workflow.now())
 
     # --- people -------------------------------------------------------------------------------------------------
 

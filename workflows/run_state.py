@@ -5,16 +5,21 @@ Does not decide what happens next; that is `feature_pipeline`. Every change is c
 hands it to the state activity, so that one stage costs one statement.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from schemas.activities import EventRow, RecordInput, RunRow, StageInputRef, TaskRow
+from schemas import event_payloads as payloads
+from schemas import events
+from schemas.activities import RecordInput, RunRow, StageInputRef, TaskRow
+from schemas.events import SystemEvent
 from schemas.notice import Notice
 from schemas.pipeline import (
     Decision,
     FeatureRequest,
+    InheritedRound,
     PipelineResult,
     Progress,
     RunStatus,
@@ -26,7 +31,7 @@ from schemas.pipeline import (
     Waiting,
 )
 from schemas.review import FindingMark
-from schemas.workflow_ids import activity_id, event_id, task_key
+from schemas.workflow_ids import activity_id, task_key
 
 
 @dataclass
@@ -45,6 +50,19 @@ class Round:
     parked_until: datetime | None = None
     parked_reason: str = ""
     parked_times: int = 0
+    reset: str = ""
+    """As the run's when it began."""
+    is_inherited: bool = False
+    """Another run did it, of which this one is a fork."""
+
+
+_ENDED = {
+    RunStatus.COMPLETED: events.RunCompleted,
+    RunStatus.REJECTED: events.RunRejected,
+    RunStatus.EXPIRED: events.RunExpired,
+    RunStatus.CANCELLED: events.RunCancelled,
+    RunStatus.FAILED: events.RunFailed,
+}
 
 
 @dataclass
@@ -66,50 +84,89 @@ class RunState:
     _reasons: dict[str, str] = field(default_factory=dict)
     _steps: int = 0
     _tasks: dict[str, TaskRow] = field(default_factory=dict)
-    _events: list[EventRow] = field(default_factory=list)
+    _reset: str = ""
+    """Ends the occurrence of every event since the latest reset: what happens again is told again."""
+    _events: list[SystemEvent] = field(default_factory=list)
     _event_count: int = 0
+    _pauses: int = 0
+    _latest: dict[str, str] = field(default_factory=dict)
+    """Stage, or "" for the run → id of the latest event about it: what causes the next one."""
 
     # --- what happens -------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """The run starts."""
-        self._emit("run.started", self.started_at, {"feature": self.request.feature, "tenant": self.request.tenant})
+        """The run starts, with the rounds that it inherits."""
+        request, fork = self.request, self.request.fork
+        for item in fork.rounds if fork else ():
+            self._inherit(item)
+        brief = request.brief.encode("utf-8", "surrogatepass")
+        payload = payloads.RunStarted(
+            workflow_id=self.workflow_id,
+            feature=request.feature,
+            tenant=request.tenant,
+            priority=request.priority,
+            stages=[stage.name for stage in request.pipeline.stages],
+            agents=[stage.agent for stage in request.pipeline.stages],
+            brief_sha256=hashlib.sha256(brief).hexdigest(),
+            brief_bytes=len(brief),
+            forked_from=fork.run_key if fork else None,
+            inherited=list(fork.rounds) if fork else [],
+            run=self._point(),
+        )
+        self._emit(events.RunStarted, self.started_at, payload)
+
+    def note_reset(self, seed: int, now: datetime) -> None:
+        """Temporal took the run back to where it is now."""
+        self._reset = f"@{seed:x}"
+        self._emit(events.RunReset, now, payloads.RunChanged(reason="reset in Temporal", run=self._point()))
 
     def start_round(self, stage: Stage, now: datetime, inputs: list[StageInputRef], comment: str) -> Round:
         """Begin the next round of `stage`."""
         number = self.round_count(stage.name) + 1
         key = task_key(self.run_key, activity_id(stage.name, number))
-        current = Round(stage, number, key, now, inputs, comment)
+        current = Round(stage, number, key, now, inputs, comment, reset=self._reset)
         self.rounds.append(current)
         self._done.discard(stage.name)
         self._tasks[key] = self._task_row(current, "running")
-        self._emit("stage.started", now, {"stage": stage.name, "round": number}, current)
+        payload = payloads.StageStarted(
+            stage=stage.name,
+            task_type=stage.task_type,
+            round=number,
+            inputs={item.stage: item.ref.to_ticket() for item in inputs},
+            comment=comment,
+            run=self._point(),
+        )
+        # The last input is what made this round start: a verdict that sent it back, or the last work that it needs.
+        cause = self._latest.get(inputs[-1].stage) if inputs else None
+        self._emit(events.StageStarted, now, payload, current, cause=cause or self._latest.get(""))
         return current
 
     def finish_round(self, current: Round, notice: Notice, now: datetime) -> None:
         """The agent has returned its notice."""
         current.notice, current.completed_at = notice, now
         self._tasks[current.task_key] = self._task_row(current, "completed")
-        payload: dict[str, Any] = {
-            "stage": current.stage.name,
-            "round": current.number,
-            "subject": notice.nats_channel,
-            "sequence": notice.metadata.sequence,
-            "verdict": notice.metadata.verdict,
-        }
-        self._emit("stage.completed", now, payload, current)
+        payload = payloads.StageCompleted(
+            stage=current.stage.name, round=current.number, notice=notice, run=self._point()
+        )
+        self._emit(events.StageCompleted, now, payload, current)
 
-    def finish_stage(self, stage: Stage, reason: str = "") -> None:
+    def finish_stage(self, stage: Stage, reason: str, now: datetime) -> None:
         """Nothing more is wanted of the stage, unless a later one sends it back."""
         self._done.add(stage.name)
         self._reasons[stage.name] = reason
+        latest = self.latest(stage.name)
+        assert latest is not None
+        payload = payloads.StageAccepted(stage=stage.name, rounds=latest.number, reason=reason, run=self._point())
+        self._emit(events.StageAccepted, now, payload, latest)
 
     def park(self, current: Round, reason: str, now: datetime, until: datetime) -> None:
         """No model can be asked until then; the round is begun again after that, and loses nothing."""
         current.parked_until, current.parked_reason = until, reason
         current.parked_times += 1
-        payload = {"stage": current.stage.name, "round": current.number, "reason": reason, "until": until.isoformat()}
-        self._emit("stage.parked", now, payload, current, "warning")
+        payload = payloads.StageParked(
+            stage=current.stage.name, round=current.number, reason=reason, until=until, run=self._point()
+        )
+        self._emit(events.StageParked, now, payload, current, occurrence=str(current.parked_times), severity="warning")
 
     def unpark(self, current: Round) -> None:
         """The time is over."""
@@ -121,7 +178,7 @@ class RunState:
         notice = latest.notice if latest else None
         if latest is None or notice is None:
             raise ValueError(f"stage {stage.name!r} has nothing to decide on")
-        self.waiting[stage.name] = Waiting(
+        waiting = Waiting(
             stage=stage.name,
             round=latest.number,
             reason=reason,
@@ -129,29 +186,43 @@ class RunState:
             subject=notice.nats_channel,
             deadline=deadline,
         )
-        self._emit("decision.requested", now, {"stage": stage.name, "reason": reason}, latest, "warning")
+        self.waiting[stage.name] = waiting
+        payload = payloads.DecisionRequested(**waiting.model_dump(), run=self._point())
+        self._emit(events.DecisionRequested, now, payload, latest, severity="warning")
 
     def decided(self, decision: Decision, now: datetime) -> None:
         """A person has decided."""
         self.waiting.pop(decision.stage, None)
-        self._emit("decision.made", now, decision.model_dump(mode="json"), self.latest(decision.stage))
+        latest = self.latest(decision.stage)
+        assert latest is not None
+        payload = payloads.DecisionMade(**decision.model_dump(), round=latest.number, run=self._point())
+        self._emit(events.DecisionMade, now, payload, latest)
 
     def set_paused(self, paused: bool, now: datetime) -> None:  # noqa: FBT001  the two states of one switch
         """The run stands still between stages, or goes on."""
         self.is_paused = paused
-        self._emit("run.paused" if paused else "run.resumed", now, {})
+        self._pauses += paused
+        kind = events.RunPaused if paused else events.RunResumed
+        self._emit(kind, now, payloads.RunChanged(run=self._point()), occurrence=str(self._pauses))
 
     def end(self, status: RunStatus, reason: str, now: datetime) -> None:
         """The run is over; the rounds that were under way end with it."""
+        still_open = self.open_rounds()
         self._ended, self.completed_at = status, now
         self.waiting.clear()
         self.error = None if status is RunStatus.COMPLETED else reason
-        for open_round in self.open_rounds():
-            open_round.completed_at = now
-            outcome = "failed" if open_round.has_failed else "cancelled"
-            self._tasks[open_round.task_key] = self._task_row(open_round, outcome, reason)
+        for current in still_open:
+            current.completed_at = now
+        for current in still_open:
+            outcome = "failed" if current.has_failed else "cancelled"
+            self._tasks[current.task_key] = self._task_row(current, outcome, reason)
+            ended = payloads.StageEnded(
+                stage=current.stage.name, round=current.number, reason=reason, run=self._point()
+            )
+            kind = events.StageFailed if current.has_failed else events.StageCancelled
+            self._emit(kind, now, ended, current, severity="error" if current.has_failed else "warning")
         severity = {RunStatus.COMPLETED: "info", RunStatus.FAILED: "error"}.get(status, "warning")
-        self._emit(f"run.{status}", now, {"reason": reason}, severity=severity)
+        self._emit(_ENDED[status], now, payloads.RunChanged(reason=reason, run=self._point()), severity=severity)
 
     # --- what is so ---------------------------------------------------------------------------------------------
 
@@ -272,32 +343,52 @@ class RunState:
 
     def _emit(
         self,
-        event_type: str,
+        kind: Any,
         now: datetime,
-        payload: dict[str, Any],
+        payload: payloads.Payload,
         current: Round | None = None,
+        *,
+        occurrence: str = "",
+        cause: str | None = None,
         severity: str = "info",
     ) -> None:
         self._event_count += 1
-        entity = current.task_key if current else self.run_key
-        self._events.append(
-            EventRow(
-                event_id=event_id(self.run_key, event_type, str(self._event_count)),
-                event_type=event_type,
-                entity_type="task" if current else "workflow",
-                entity_id=entity,
-                agent=current.stage.agent if current else None,
-                severity=severity,
-                payload=payload,
-                # Events of one step happen at one moment of workflow time; a microsecond each keeps their order.
-                created_at=now + timedelta(microseconds=self._event_count),
-            )
+        stage = current.stage.name if current else ""
+        event: SystemEvent = kind.of(
+            # A round that was inherited belongs to another run; what happens to it here happens to this run's task.
+            entity_id=task_key(self.run_key, activity_id(stage, current.number)) if current else self.run_key,
+            occurrence=f"{occurrence}{self._reset}",
+            correlation_id=self.run_key,
+            causation_id=cause or self._latest.get(stage) or self._latest.get(""),
+            session_id=self.workflow_id,
+            agent=current.stage.agent if current else None,
+            severity=severity,
+            # Events of one step happen at one moment of workflow time; a microsecond each keeps their order.
+            occurred_at=now + timedelta(microseconds=self._event_count),
+            payload=payload,
         )
+        self._latest[stage] = event.event_id
+        if current is not None:
+            self._latest[""] = event.event_id
+        self._events.append(event)
+
+    def _inherit(self, item: InheritedRound) -> None:
+        stage, now = self.request.pipeline.stage(item.stage), self.started_at
+        self.rounds.append(Round(stage, item.round, item.task_key, now, [], "", now, item.notice, is_inherited=True))
+        self._done.add(stage.name)
+        self._reasons[stage.name] = "inherited"
+
+    def _point(self) -> payloads.RunPoint:
+        """The run's row as this moment would write it."""
+        return payloads.RunPoint(status=self.status, current_step=self._current_step, completed_steps=len(self._done))
+
+    @property
+    def _current_step(self) -> str | None:
+        return next(iter([*self.waiting, *(item.stage.name for item in self.open_rounds())]), None)
 
     def _run_row(self, now: datetime) -> RunRow:
         # After a reset the count starts again below what is recorded, but the time goes on.
         revision = int(now.timestamp() * 1000) * 1000 + self._steps
-        current = [*self.waiting, *(item.stage.name for item in self.open_rounds())]
         return RunRow(
             run_key=self.run_key,
             revision=revision,
@@ -305,7 +396,7 @@ class RunState:
             feature=self.request.feature,
             tenant=self.request.tenant,
             status=self.status,
-            current_step=current[0] if current else None,
+            current_step=self._current_step,
             total_steps=len(self.request.pipeline.stages),
             completed_steps=len(self._done),
             step_results={row.stage: _step_result(row) for row in self.progress().stages if row.subject},
@@ -334,6 +425,7 @@ class RunState:
             retry_count=(notice.metadata.attempt or 1) - 1 if notice else 0,
             started_at=current.started_at,
             completed_at=current.completed_at,
+            reset=current.reset,
         )
 
     def _stage_progress(self, stage: Stage) -> StageProgress:
@@ -350,8 +442,9 @@ class RunState:
         elif stage.name in self._done:
             row.reason = self._reasons.get(stage.name, "")
         notices = [current.notice for current in rounds if current.notice is not None]
-        row.tokens = sum(notice.metadata.tokens_in + notice.metadata.tokens_out for notice in notices)
-        row.cost_usd = _sum_costs([notice.metadata.cost_usd for notice in notices])
+        paid = [current.notice for current in rounds if current.notice is not None and not current.is_inherited]
+        row.tokens = sum(notice.metadata.tokens_in + notice.metadata.tokens_out for notice in paid)
+        row.cost_usd = _sum_costs([notice.metadata.cost_usd for notice in paid])
         if notices:
             last = notices[-1]
             row.verdict, row.subject, row.summary = last.metadata.verdict, last.nats_channel, last.summary

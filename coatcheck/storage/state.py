@@ -6,6 +6,7 @@ statement: its last answer holds the whole report, up to 9 MB, and the report is
 """
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
@@ -98,18 +99,46 @@ class DeliverableRecord(BaseModel):
     completed_at: datetime
 
 
-async def record(executor: Executor, step: RecordInput) -> None:
+class TurnRecord(BaseModel):
+    """A finished model turn of a round that has ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task_key: str
+    agent: str
+    stage: str
+    round: int
+    turn: int
+    model: str
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+    cost_usd: Decimal | None
+    completed_at: datetime
+    seconds: float
+    """Of the call that was answered."""
+    messages: int
+    tool_calls: list[dict[str, str]] | None
+    """`tool_call_id` and `tool_name` of each; `None` when there was none."""
+
+
+async def record(executor: Executor, step: RecordInput) -> list[TurnRecord]:
     """Write everything that one step of a run changes; all of it or nothing, in one round trip.
 
     Idempotent: a repeated step changes nothing, a step that comes late overwrites nothing newer, a completed task
     stays as it was completed, and a NULL erases nothing of a task.
 
+    Returns:
+        The turns of the rounds that ended with this step, by round and turn.
+
     Raises:
         StorageUnavailableError: PostgreSQL is away; the step may or may not have been written. Write it again.
     """
-    document = storable_json(step.model_dump(mode="json"))
+    document = storable_json(step.model_dump(mode="json", exclude={"events"}))
     with storage_errors():
-        await executor.execute(query("record"), document, _MAX_RETRIES, _TIMEOUT_SECONDS)
+        rows = await executor.fetch(query("record"), document, _MAX_RETRIES, _TIMEOUT_SECONDS)
+    return [TurnRecord(**row) for row in rows]
 
 
 async def read_brief(executor: Executor, run_key: str) -> str:
@@ -126,21 +155,25 @@ async def read_brief(executor: Executor, run_key: str) -> str:
     return brief
 
 
-async def require_running_task(executor: Executor, task_key: str, agent: str) -> None:
-    """Make sure that the task is recorded as the agent's and as running.
+async def finished_notice(executor: Executor, task_key: str, agent: str) -> dict[str, Any] | None:
+    """The notice of the agent's task, once it is recorded as complete; `None` while it is running.
 
     Raises:
         NotAuthorizedError: no such task of that agent is recorded, whoever else may have one.
-        TaskClosedError: it is not running.
+        TaskClosedError: it is neither complete nor running.
     """
     with storage_errors():
-        status = await executor.fetchval(
-            "SELECT status FROM task_executions WHERE execution_id = $1 AND agent_id = $2", task_key, agent
+        row = await executor.fetchrow(
+            "SELECT status, output_data FROM task_executions WHERE execution_id = $1 AND agent_id = $2", task_key, agent
         )
-    if status is None:
+    if row is None:
         raise NotAuthorizedError(f"the agent {agent!r} has no task {task_key!r}")
-    if status != "running":
-        raise TaskClosedError(f"the task {task_key!r} of {agent!r} is {status}")
+    if row["status"] == "running":
+        return None
+    if row["status"] == "completed" and row["output_data"] is not None:
+        notice: dict[str, Any] = row["output_data"]
+        return notice
+    raise TaskClosedError(f"the task {task_key!r} of {agent!r} is {row['status']}")
 
 
 _RUN: Final = """
@@ -188,19 +221,18 @@ async def tasks(executor: Executor, run_key: str) -> list[TaskRecord]:
     return [TaskRecord(**row) for row in rows]
 
 
-async def events(executor: Executor, run_key: str, after: datetime | None = None) -> list[EventRecord]:
-    """The audit log of a run in order of time; with `after`, only what happened later than that."""
+async def events(executor: Executor, run_key: str) -> list[EventRecord]:
+    """What the projector has of a run's events, in the order of the audit log, which may be ahead of it."""
     with storage_errors():
         rows = await executor.fetch(
             """
             SELECT event_id, event_type, entity_type, entity_id, workflow_id AS run_key, agent_id AS agent, severity,
-                payload, created_at
+                payload - '_meta' AS payload, created_at
             FROM events
-            WHERE workflow_id = $1 AND ($2::timestamptz IS NULL OR created_at > $2)
-            ORDER BY created_at, event_id
+            WHERE workflow_id = $1
+            ORDER BY (payload -> '_meta' ->> 'sequence')::bigint, event_id
             """,
             run_key,
-            after,
         )
     return [EventRecord(**row) for row in rows]
 

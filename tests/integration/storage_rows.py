@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from schemas.activities import EventRow, RecordInput, RunRow, TaskRow
+from schemas.activities import RecordInput, RunRow, TaskRow
 
 RUN_KEY = "feature/customer-search/0199c2f0-run"
 TASK_KEY = f"{RUN_KEY}/research-1"
@@ -57,25 +57,15 @@ def completed_task(**changes: Any) -> TaskRow:
     return task_row("completed", **(finished | changes))
 
 
-def event_row(event_id: str, **changes: Any) -> EventRow:
-    """One line of the audit log."""
-    row = EventRow(
-        event_id=event_id, event_type="stage.completed", entity_type="task", entity_id=TASK_KEY, created_at=START
-    )
-    return row.model_copy(update=changes)
-
-
 STEPS = [
-    RecordInput(run=run_row(1, brief="Find customers by name."), events=[event_row("e1")]),
-    RecordInput(run=run_row(2), tasks=[task_row("running", input_data={"inputs": []})], events=[event_row("e2")]),
+    RecordInput(run=run_row(1, brief="Find customers by name.")),
+    RecordInput(run=run_row(2), tasks=[task_row("running", input_data={"inputs": []})]),
     RecordInput(
         run=run_row(3, completed_steps=1, current_step="critique", step_results={"research": NOTICE}),
         tasks=[completed_task()],
-        events=[event_row("e3", agent="cynthia", payload={"sequence": 7})],
     ),
     RecordInput(
         run=run_row(4, status="failed", current_step=None, completed_steps=1, error="the critique failed"),
-        events=[event_row("e4", severity="error", created_at=START + timedelta(minutes=5))],
     ),
 ]
 """Four steps of one run: it starts, research runs and completes, the run fails."""

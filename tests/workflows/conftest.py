@@ -16,7 +16,8 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from schemas import search_attributes
-from schemas.activities import RECORD_STATE, EventRow, RecordInput, RunStageInput, StageOrder, stage_activity
+from schemas.activities import RECORD_STATE, RecordInput, RunStageInput, StageOrder, stage_activity
+from schemas.events import SystemEvent
 from schemas.notice import MAX_SUMMARY_CHARACTERS, Notice, NoticeMetadata, Verdict
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, PipelineResult, StageKind
 from schemas.streams import stream_name
@@ -50,7 +51,7 @@ class FakeTeam:
         """What was written last."""
         return self.steps[-1]
 
-    def stored_events(self) -> list[EventRow]:
+    def stored_events(self) -> list[SystemEvent]:
         """Every event once, as the table has them: a repeated one is ignored."""
         return list({event.event_id: event for step in self.steps for event in step.events}.values())
 

@@ -1,5 +1,5 @@
--- One step of a run, in one statement. $1 is the step (RecordInput) as JSON text, $2 and $3 are the attempts after
--- the first and the seconds that a stage's activity has.
+-- One step of a run, in one statement. $1 is the step (RecordInput without its events) as JSON text, $2 and $3 are the
+-- attempts after the first and the seconds that a stage's activity has. Returns the turns of the rounds that ended.
 --
 -- Every row carries the revision of the step that wrote it (state_data, input_data): a repeated step changes nothing
 -- and a late one overwrites nothing newer. A step that is made anew under the same revision (the worker died before
@@ -103,14 +103,17 @@ compacted AS ( -- the last answer of a finished task holds the whole report, whi
         )
         AND left(message.content, 16) <> '{"deliverable": '
 )
-INSERT INTO events (
-    event_id, event_type, entity_type, entity_id, workflow_id, agent_id, session_id, source, payload, severity,
-    created_at
-)
+-- What the journal has of the rounds that ended; complete, since a turn is journalled before its agent hears of it.
 SELECT
-    event_id, event_type, entity_type, entity_id, run_key, agent, run_key, 'coatcheck', payload, severity, created_at
-FROM run, step, jsonb_to_recordset(document -> 'events') AS given (
-    event_id text, event_type text, entity_type text, entity_id text, agent text, severity text, payload jsonb,
-    created_at timestamptz
-)
-ON CONFLICT (event_id) DO NOTHING
+    task.task_key, task.stage, task.round, task.agent, turn.turn, turn.model, turn.calls, turn.tokens_in,
+    turn.tokens_out, turn.tokens_cached, turn.cost_usd, turn.completed_at,
+    extract(EPOCH FROM turn.completed_at - turn.started_at)::float8 AS seconds, said.messages, said.tool_calls
+FROM task
+JOIN llm_turns AS turn ON turn.task_key = task.task_key AND turn.status = 'done'
+CROSS JOIN LATERAL (
+    SELECT count(*) AS messages, max(message.tool_calls::text)::jsonb AS tool_calls -- only the answer has any
+    FROM agent_playground_messages AS message
+    WHERE message.instance_id = task.task_key AND message.metadata ->> 'turn' = turn.turn::text
+) AS said
+WHERE task.status <> 'running'
+ORDER BY task.task_key, turn.turn
