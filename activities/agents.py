@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 
 from temporalio import activity
 
 from coatcheck.agents.loop import StageRunner, Task
+from coatcheck.agents.presence import Presence
 from schemas.activities import RunStageInput, stage_activity
+from schemas.agent_state import AgentTask
 from schemas.notice import Notice
 from schemas.roles import Role
 from schemas.workflow_ids import task_key
@@ -18,7 +21,7 @@ HEARTBEAT_SECONDS = 3.0
 StageActivity = Callable[[RunStageInput], Awaitable[Notice]]
 
 
-def stage_activity_for(role: Role, runner: StageRunner) -> StageActivity:
+def stage_activity_for(role: Role, runner: StageRunner, presence: Presence | None = None) -> StageActivity:
     """The activity of `role`, to be registered on its own task queue."""
 
     @activity.defn(name=stage_activity(role.agent, role.task_type))
@@ -28,10 +31,22 @@ def stage_activity_for(role: Role, runner: StageRunner) -> StageActivity:
         assert info.workflow_run_id is not None
         order = stage_input.order(info.workflow_id, info.workflow_run_id, info.activity_id)
         task = Task(order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
-        async with _heartbeats():
-            return await runner.run(task)
+        with presence.working(_in_hand(task)) if presence else contextlib.nullcontext():
+            async with _heartbeats():
+                return await runner.run(task)
 
     return run_stage
+
+
+def _in_hand(task: Task) -> AgentTask:
+    return AgentTask(
+        task_key=task.task_key,
+        feature=task.order.feature,
+        stage=task.order.stage,
+        round=task.order.round,
+        attempt=task.attempt,
+        since=datetime.now(UTC),
+    )
 
 
 @contextlib.asynccontextmanager

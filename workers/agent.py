@@ -20,6 +20,7 @@ from coatcheck.agents.author import Author, ModelAuthor
 from coatcheck.agents.command import CommandAuthor
 from coatcheck.agents.desk import Stores
 from coatcheck.agents.loop import StageRunner
+from coatcheck.agents.presence import Presence
 from coatcheck.config import load_config
 from coatcheck.errors import TurnRefusedError
 from coatcheck.messaging.artifacts import ArtifactStore
@@ -81,15 +82,20 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
     workspaces.sweep()
     client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
     process = _Process(settings, lifecycle, client, config, workspaces)
+    presences: list[Presence] = []
     async with AsyncExitStack() as stack:
         for role in config.roles.values():
             if not only or role.agent in only:
                 nats = await stack.enter_async_context(nats_client(settings, role.agent))
-                await stack.enter_async_context(_worker(role, nats, process))
+                presence = await stack.enter_async_context(Presence(nats, role.agent, version=BUILD_ID))
+                presences.append(presence)
+                await stack.enter_async_context(_worker(role, nats, process, presence))
         await lifecycle.serve()
+        for presence in presences:
+            presence.stop()
 
 
-def _worker(role: Role, nats: NatsClient, process: _Process) -> Worker:
+def _worker(role: Role, nats: NatsClient, process: _Process, presence: Presence) -> Worker:
     sandbox = Sandbox(process.config.checks, hidden=process.hidden)
     stores = Stores(
         deliverables=DeliverableService(nats, streams=process.config.streams),
@@ -100,7 +106,7 @@ def _worker(role: Role, nats: NatsClient, process: _Process) -> Worker:
     return Worker(
         process.client,
         task_queue=agent_queue(role.agent),
-        activities=[stage_activity_for(role, runner)],
+        activities=[stage_activity_for(role, runner, presence)],
         interceptors=[CoatcheckInterceptor()],
         build_id=BUILD_ID,
         max_concurrent_activities=process.settings.agent_slots,
