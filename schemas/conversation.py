@@ -54,7 +54,7 @@ class TurnRequest(BaseModel):
 class RedeemRequest(BaseModel):
     """Ask for a text with its claims replaced, for an agent that is no model of ours: a command.
 
-    The task must be recorded as the asking agent's and as running.
+    The task must be recorded as the asking agent's, and as running or complete.
     """
 
     task_key: str
@@ -63,9 +63,11 @@ class RedeemRequest(BaseModel):
 
 
 class RedeemReply(BaseModel):
-    """The text, or why not."""
+    """The text, or the notice of a task that needs none any more, or why neither."""
 
     text: str | None = None
+    notice: Notice | None = None
+    """The task is already recorded as complete, for instance before a reset: take its notice."""
     code: str | None = None
     message: str = ""
     retryable: bool = False

@@ -21,6 +21,7 @@ from coatcheck.agents.command import CommandAuthor
 from coatcheck.agents.desk import Stores
 from coatcheck.agents.loop import StageRunner
 from coatcheck.agents.presence import Presence
+from coatcheck.agents.proxy_model import TaskFinishedError
 from coatcheck.config import load_config
 from coatcheck.errors import TurnRefusedError
 from coatcheck.messaging.artifacts import ArtifactStore
@@ -129,6 +130,8 @@ async def _redeem(nats: NatsClient, agent: str, task_key: str, text: str, claims
     payload = request.model_dump_json().encode()
     data = await nats.request(claims_subject(agent), payload, timeout=REDEEM_TIMEOUT_SECONDS)
     reply = RedeemReply.model_validate_json(data)
+    if reply.notice is not None:
+        raise TaskFinishedError(reply.notice)
     if reply.text is None:
         raise TurnRefusedError(reply.message, code=reply.code or errors.REQUEST_INVALID, retryable=reply.retryable)
     return reply.text

@@ -13,12 +13,13 @@ from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
+from coatcheck.gateway.turns import TurnDesk
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import serve
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.journal import TurnJournal
-from coatcheck.storage.state import read_brief, require_running_task
+from coatcheck.storage.state import finished_notice, read_brief
 from schemas.config import Config
 from schemas.subjects import claims_subject, llm_subject
 from workers.nats import nats_client
@@ -39,15 +40,17 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         journal = TurnJournal(pool, gateway_id=str(uuid.uuid4()))
         await journal.beat()
         desk = ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool))
-        claims = ClaimService(desk, require_running=functools.partial(require_running_task, pool))
+        claims = ClaimService(desk, finished_notice=functools.partial(finished_notice, pool))
         board = await stack.enter_async_context(BreakerBoard(nats, config.providers))
-        proxy = LLMProxy(
+        chain = ModelChain(board, Capacity(config.providers, config.tenants))
+        turns = TurnDesk(
             journal,
             providers=await stack.enter_async_context(_providers(settings, config)),
             claims=desk,
-            chain=ModelChain(board, Capacity(config.providers, config.tenants)),
+            chain=chain,
             max_failures=settings.provider_failures,
         )
+        proxy = LLMProxy(turns, journal=journal, chain=chain)
         beat = asyncio.create_task(proxy.beat())
         stack.callback(beat.cancel)
         stack.push_async_callback(proxy.drain)

@@ -20,7 +20,7 @@ from coatcheck.agents.proxy_model import AskProxy, ProxyModel
 from coatcheck.agents.reports import Report, ReviewReport, report_model
 from coatcheck.agents.tools import add_tools
 from coatcheck.errors import AgentLimitError, AgentOutputError
-from schemas.deliverable import Deliverable
+from schemas.deliverable import Deliverable, StoredDeliverable
 from schemas.notice import Verdict
 from schemas.pipeline import StageKind
 from schemas.roles import SUBMIT_REPORT, Role
@@ -49,8 +49,12 @@ class Written:
 class Author(Protocol):
     """Writes the report of one round."""
 
-    async def write(self, task_key: str, prompt: str, desk: Desk) -> Written:
-        """Do the work; may be called again for the same task after a death, and then pays for nothing twice."""
+    async def write(self, task_key: str, prompt: str, desk: Desk) -> Written | StoredDeliverable:
+        """Do the work; may be called again for the same task after a death, and then pays for nothing twice.
+
+        Returns:
+            The report, or what an earlier attempt has published, from an author that would do all its work again.
+        """
 
 
 class ModelAuthor:

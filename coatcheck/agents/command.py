@@ -2,8 +2,9 @@
 
 The program is expected to leave its deliverable as a markdown file and may leave `REPORT.json` beside it with the
 other fields of the report. It holds no journal, so an attempt that is cut off begins again from the same files and
-may pay its own provider again; once its deliverable is published it is never run again (`StageRunner`). What it did
-wrong is not retried either: it would be paid for again, and nobody could tell it what to do better.
+may pay its own provider again; once its deliverable is published it is never run again: before every start, the rows
+and then the stream are asked whether it is. What it did wrong is not retried either: it would be paid for again, and
+nobody could tell it what to do better.
 """
 
 import json
@@ -28,11 +29,17 @@ from coatcheck.redaction import redacted
 from coatcheck.workspace.files import Workspace
 from coatcheck.workspace.sandbox import Finished, Sandbox
 from schemas.conversation import Claim
+from schemas.deliverable import StoredDeliverable
 from schemas.evidence import CheckOutcome
 from schemas.roles import FETCH_DELIVERABLE, SUBMIT_REPORT, Role
+from schemas.streams import stream_name
+from schemas.subjects import deliverable_subject
 
 Redeem = Callable[[str, str, list[Claim]], Awaitable[str]]
-"""Task key, text and its claims → the text with the brief and the deliverables in it."""
+"""Task key, text and its claims → the text with the brief and the deliverables in it.
+
+Raises `TaskFinishedError` when the task is recorded as complete.
+"""
 
 REPORT_FILE: Final = "REPORT.json"
 MAX_MESSAGE_CHARACTERS: Final = 1500
@@ -63,17 +70,21 @@ class CommandAuthor:
         self._redeem = redeem
         self._sandbox = sandbox
 
-    async def write(self, task_key: str, prompt: str, desk: Desk) -> Written:
-        """Run the command and read what it left.
+    async def write(self, task_key: str, prompt: str, desk: Desk) -> Written | StoredDeliverable:
+        """Run the command and read what it left, unless an earlier attempt has published: then that is the result.
 
         Raises:
+            TaskFinishedError: the task is recorded as complete; the command is not run.
             CommandFailedError: it ended with an error, ran out of time, or left no deliverable; not retried.
             AgentOutputError: what it left is not a valid report; not retried.
             ArtifactInvalidError: a file of the report is a link, a folder or too large; not retried.
             ChecksUnavailableError: the system refuses the isolation.
             TurnRefusedError: the prompt could not be had; carries whether to retry.
+            MessagingUnavailableError: nobody answers; the command is not run.
         """
         text = await self._redeem(task_key, f"{self._instructions(desk)}\n\n{prompt}", desk.claims)
+        if (published := await self._published(task_key, desk)) is not None:
+            return published
         workspace = await desk.workspace()
         await failpoint("command.before_run")
         finished = await self._sandbox.run(
@@ -92,6 +103,14 @@ class CommandAuthor:
         if (problem := account_for(report, await desk.last_round())) is not None:
             raise AgentOutputError(self._told(f"left no valid report ({problem})", finished))
         return Written(report=report, spent=Spent(models=frozenset({f"command:{self._role.command[0]}"})))
+
+    async def _published(self, task_key: str, desk: Desk) -> StoredDeliverable | None:
+        """What an attempt that did not live to tell has published; other runs may have published since."""
+        stream = stream_name(self._role.task_type)
+        subject = deliverable_subject(self._role.agent, self._role.task_type, desk.order.feature)
+        # Whatever the task was handed had been stored before it began: for a later round, its own last deliverable.
+        handed = max((item.ref.sequence for item in desk.order.inputs if item.ref.stream == stream), default=0)
+        return await desk.stores.deliverables.fetch_by_task(subject, task_key, after=handed)
 
     def _instructions(self, desk: Desk) -> str:
         schema = report_model(self._role.reports).model_json_schema()

@@ -20,11 +20,11 @@ from coatcheck.agents.evidence import as_markdown, objection, summarise
 from coatcheck.agents.prompt import build_prompt
 from coatcheck.agents.proxy_model import TaskFinishedError
 from coatcheck.agents.reports import NO_BLOCKERS, Finding
-from coatcheck.errors import AgentOutputError, DeliverableNotFoundError
+from coatcheck.errors import AgentOutputError
 from coatcheck.failpoints import failpoint
 from coatcheck.workspace.folder import WorkspaceFolder
 from schemas.activities import StageOrder
-from schemas.deliverable import Deliverable, DeliverableMetadata, DeliverableRef
+from schemas.deliverable import Deliverable, DeliverableMetadata, DeliverableRef, StoredDeliverable
 from schemas.evidence import Evidence
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import StageKind
@@ -76,8 +76,6 @@ class StageRunner:
             MessagingUnavailableError: the publish is indeterminate; a retry finds out.
         """
         started = time.monotonic()
-        if self._role.kind == "command" and (earlier := await self._published(task)) is not None:
-            return earlier
         prompt, claims = build_prompt(self._role, task.order)
         with ExitStack() as stack:
             desk = Desk(
@@ -90,6 +88,8 @@ class StageRunner:
                 written = await self._author.write(task.task_key, prompt, desk)
             except TaskFinishedError as finished:
                 return finished.notice
+            if isinstance(written, StoredDeliverable):
+                return self._notice(written.deliverable, Spent(), ref=written.ref, task=task)
             deliverable = await self._wrap(written, desk, started)
             ref, stored = await self._publish(deliverable, task)
             await asyncio.to_thread(stack.close)  # many files take seconds to remove
@@ -141,16 +141,6 @@ class StageRunner:
         )
         await failpoint("agent.after_publish")
         return published.ref, published.earlier or deliverable
-
-    async def _published(self, task: Task) -> Notice | None:
-        """The notice of an earlier attempt's deliverable: a command has no journal and would do all its work again."""
-        try:
-            stored = await self._stores.deliverables.fetch_by_subject(self._subject(task.order))
-        except DeliverableNotFoundError:
-            return None
-        if stored.task_key != task.task_key:
-            return None
-        return self._notice(stored.deliverable, Spent(), ref=stored.ref, task=task)
 
     def _subject(self, order: StageOrder) -> str:
         return deliverable_subject(self._role.agent, self._role.task_type, order.feature)

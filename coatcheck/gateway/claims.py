@@ -11,13 +11,15 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.messaging.deliverables import DeliverableService
 from schemas import errors
 from schemas.conversation import Claim, RedeemReply, RedeemRequest
+from schemas.notice import Notice
+from schemas.streams import MAX_DELIVERABLE_BYTES
 from schemas.workflow_ids import run_key_of
 
 ReadBrief = Callable[[str], Awaitable[str]]
 """Run key → the run's brief."""
 
-RequireRunning = Callable[[str, str], Awaitable[None]]
-"""Task key and agent; raises unless the task is that agent's and running."""
+FinishedNotice = Callable[[str, str], Awaitable[dict[str, Any] | None]]
+"""Task key and agent → the notice of a complete task, `None` of a running one; raises if the agent has neither."""
 
 MAX_BRIEFS = 200
 """Briefs kept in memory: as many runs as can be in flight; at most 50 MB."""
@@ -62,23 +64,43 @@ class ClaimDesk:
 class ClaimService:
     """Serves `agog.svc.claims.<agent>`: the brief and deliverables in a text, for an agent that is a command."""
 
-    def __init__(self, desk: ClaimDesk, *, require_running: RequireRunning) -> None:
+    def __init__(self, desk: ClaimDesk, *, finished_notice: FinishedNotice) -> None:
         self._desk = desk
-        self._require_running = require_running
+        self._finished_notice = finished_notice
 
     async def handle(self, agent: str, payload: bytes) -> bytes:
-        """Answer one request of `agent`, whose name comes from the subject: a `RedeemReply` as JSON."""
+        """Answer one request of `agent`, whose name comes from the subject.
+
+        Returns:
+            A `RedeemReply` as JSON, at most `MAX_DELIVERABLE_BYTES`. For a task that is recorded as complete it is
+            the notice, and nothing is fetched: after a reset, what was claimed may be gone.
+        """
         try:
             request = RedeemRequest.model_validate_json(payload)
-            await self._require_running(request.task_key, agent)
-            part = {"part_kind": "user-prompt", "content": request.text}
-            [message] = await self._desk.redeem(run_key_of(request.task_key), request.claims, [{"parts": [part]}])
-            reply = RedeemReply(text=message["parts"][0]["content"])
         except ValidationError as error:
-            reply = RedeemReply(code=errors.REQUEST_INVALID, message=str(error))
+            return _encode(RedeemReply(code=errors.REQUEST_INVALID, message=str(error)))
+        try:
+            data = _encode(await self._reply(agent, request))
         except CoatcheckError as error:
-            reply = RedeemReply(code=error.code, message=str(error), retryable=error.retryable)
-        return reply.model_dump_json().encode()
+            return _encode(RedeemReply(code=error.code, message=str(error), retryable=error.retryable))
+        if len(data) <= MAX_DELIVERABLE_BYTES:
+            return data
+        text = (
+            f"the prompt has {len(data):,} bytes with the deliverables in it, at most {MAX_DELIVERABLE_BYTES:,} fit "
+            "into a message: let the stage need fewer of them"
+        )
+        return _encode(RedeemReply(code=errors.DELIVERABLE_TOO_LARGE, message=text))
+
+    async def _reply(self, agent: str, request: RedeemRequest) -> RedeemReply:
+        if (notice := await self._finished_notice(request.task_key, agent)) is not None:
+            return RedeemReply(notice=Notice.model_validate(notice))
+        part = {"part_kind": "user-prompt", "content": request.text}
+        [message] = await self._desk.redeem(run_key_of(request.task_key), request.claims, [{"parts": [part]}])
+        return RedeemReply(text=message["parts"][0]["content"])
+
+
+def _encode(reply: RedeemReply) -> bytes:
+    return reply.model_dump_json().encode()
 
 
 def _texts(messages: list[dict[str, Any]]) -> Iterable[str]:

@@ -18,6 +18,7 @@ from activities.agents import stage_activity_for
 from coatcheck.agents.command import MAX_MESSAGE_CHARACTERS, CommandAuthor, Redeem
 from coatcheck.agents.loop import Task
 from coatcheck.agents.prompt import READING_RULES
+from coatcheck.agents.proxy_model import TaskFinishedError
 from coatcheck.errors import (
     AgentOutputError,
     ArtifactInvalidError,
@@ -31,13 +32,13 @@ from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import serve
 from coatcheck.storage.database import Pool, open_pool
-from coatcheck.storage.state import read_brief, require_running_task
+from coatcheck.storage.state import finished_notice, read_brief
 from coatcheck.workspace.sandbox import Sandbox
 from schemas import errors
 from schemas.activities import RunStageInput
 from schemas.config import CheckLimits
 from schemas.conversation import Claim, RedeemReply
-from schemas.deliverable import MAX_ARTIFACTS
+from schemas.deliverable import MAX_ARTIFACTS, DeliverableRef
 from schemas.notice import Notice, Verdict
 from schemas.roles import DEFAULT_ROLES, Role
 from schemas.streams import AGENTS
@@ -101,7 +102,7 @@ def redeem(core: NatsClient) -> Redeem:
     async def anybody(_task_key: str, _agent: str) -> None:
         pass
 
-    service = ClaimService(ClaimDesk(deliverables=DeliverableService(core), read_brief=brief), require_running=anybody)
+    service = ClaimService(ClaimDesk(deliverables=DeliverableService(core), read_brief=brief), finished_notice=anybody)
 
     async def answer(task_key: str, text: str, claims: list[Claim]) -> str:
         request = {"task_key": task_key, "text": text, "claims": [claim.model_dump() for claim in claims]}
@@ -442,6 +443,43 @@ async def test_a_second_attempt_runs_nothing(lab: RoundLab, redeem: Redeem, home
     assert (second.metadata.tokens_in, second.metadata.cost_usd) == (0, None)
 
 
+def other_run(task: Task) -> Task:
+    """The same round of another run of the feature, which nothing was handed."""
+    run_key = f"feature/search/{uuid.uuid4()}"
+    order = task.order.model_copy(update={"run_key": run_key, "inputs": []})
+    return replace(task, order=order, task_key=f"{run_key}/backend-{order.round}")
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_a_second_attempt_after_another_runs_publish(
+    lab: RoundLab, redeem: Redeem, home: Path, rounds: int
+) -> None:
+    """Both runs deliver under one subject, and the other one's message is the last: each keeps its own."""
+    role = program("open(Path.home() / 'runs', 'a').write('x'); hand_in(summary=str(Path.cwd()))")
+    for _ in range(rounds - 1):
+        await runs(lab, redeem, role)
+    mine = lab.task("backend", ["backend"] if rounds > 1 else [])
+    before, after = other_run(mine), other_run(mine)
+    notices = {task.task_key: await lab.perform(role, author(role, redeem), task) for task in (before, mine, after)}
+    count = len((home / "runs").read_text())
+    assert count == rounds - 1 + len(notices)
+    for task in (mine, before, after):
+        again = await lab.perform(role, author(role, redeem), replace(task, attempt=2))
+        assert (again.ref, again.summary) == (notices[task.task_key].ref, notices[task.task_key].summary)
+    assert len((home / "runs").read_text()) == count
+
+
+async def test_what_other_runs_published_is_not_taken(lab: RoundLab, redeem: Redeem, home: Path) -> None:
+    """A task that has published nothing is worked, whatever lies under its subject, also an earlier round of it."""
+    role = program("open(Path.home() / 'runs', 'a').write('x'); hand_in()")
+    first = await runs(lab, redeem, role)
+    other = await lab.perform(role, author(role, redeem), other_run(lab.task("backend")))
+    lab.shelf["backend"] = lab.shelf["backend"].model_copy(update={"ref": first.ref})
+    second = await runs(lab, redeem, role)
+    assert len({first.ref, other.ref, second.ref}) == 3
+    assert (home / "runs").read_text() == "xxx"
+
+
 async def test_the_next_round_begins_with_the_files_of_the_last(lab: RoundLab, redeem: Redeem) -> None:
     """It is run, with its own last files, and without its last report."""
     await runs(lab, redeem, program("Path('app.py').write_text('1'); hand_in()"))
@@ -528,7 +566,7 @@ async def ask(nats_server: NatsStatus, core: NatsClient, gateway_dsn: str) -> As
         gateway = await stack.enter_async_context(client_as(nats_server, "gateway"))
         roy = await stack.enter_async_context(client_as(nats_server, "roy"))
         desk = ClaimDesk(deliverables=DeliverableService(gateway), read_brief=partial(read_brief, pool))
-        service = ClaimService(desk, require_running=partial(require_running_task, pool))
+        service = ClaimService(desk, finished_notice=partial(finished_notice, pool))
         endpoints = {claims_subject(agent): partial(service.handle, agent) for agent in AGENTS}
         await stack.enter_async_context(serve(gateway, name="claims", version="1.0.0", endpoints=endpoints))
         yield partial(_redeem, roy, "roy")
@@ -550,12 +588,48 @@ async def test_another_agents_brief_is_out_of_reach(ask: Redeem, owner: Pool) ->
         assert str(error) == f"the agent 'roy' has no task {name!r}"
 
 
-async def test_a_task_that_does_not_run_has_no_brief(ask: Redeem, owner: Pool) -> None:
-    """A cancelled or finished round starts no command."""
-    notice = NOTICE | {"completion_time": "2026-03-01T12:01:30Z"}
-    key = await record_task(owner, agent="roy", stage="backend", status="completed", output_data=notice)
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_a_task_that_does_not_run_has_no_brief(ask: Redeem, owner: Pool, status: str) -> None:
+    """A round that was cancelled or has failed starts no command."""
+    key = await record_task(owner, agent="roy", stage="backend", status=status)
     error = await refused(ask, key)
     assert (error.turn_code, error.turn_retryable) == (errors.TASK_CLOSED, False)
+
+
+async def test_a_finished_task_has_its_notice(ask: Redeem, owner: Pool) -> None:
+    """Whatever it claims: a week later that may be gone. Another agent's is out of reach."""
+    notice = NOTICE | {"completion_time": "2026-03-01T12:01:30Z"}
+    key = await record_task(owner, agent="roy", stage="backend", status="completed", output_data=notice)
+    gone = DeliverableRef(stream="agog_features_research", sequence=10**9, sha256="0" * 64, bytes=1)
+    with pytest.raises(TaskFinishedError) as caught:
+        await ask(key, "[[gone]]", [Claim(marker="[[gone]]", deliverable=gone, limit=1000)])
+    assert caught.value.notice == Notice.model_validate(notice)
+    key = await record_task(owner, agent="jen", stage="frontend", status="completed", output_data=notice)
+    assert (await refused(ask, key)).turn_code == errors.NOT_AUTHORIZED
+
+
+async def test_a_recorded_round_is_not_run_again(lab: RoundLab, ask: Redeem, owner: Pool, home: Path) -> None:
+    """As after a reset: the notice is the recorded one to the letter, and the command has run once."""
+    lab.run_key = f"feature/search/{uuid.uuid4()}"
+    role, task = program("open(Path.home() / 'runs', 'a').write('x'); hand_in()"), lab.task("backend")
+    recorded = partial(record_task, owner, agent="roy", stage="backend", run_key=lab.run_key, brief=BRIEF)
+    await recorded()
+    first = await lab.perform(role, author(role, ask), task)
+    await recorded(revision=2, status="completed", output_data=first.model_dump(mode="json", exclude_none=True))
+    again = await lab.perform(role, author(role, ask), task)
+    assert again == first
+    assert (home / "runs").read_text() == "x"
+
+
+async def test_a_prompt_that_fits_into_no_message(lab: RoundLab, ask: Redeem, owner: Pool) -> None:
+    """Two deliverables of 6 MB in full: refused with the figures and what to do, at once and for good."""
+    notice = await lab.round("cynthia", submits(report="x" * 6_000_000))
+    key = await record_task(owner, agent="roy", stage="backend")
+    claims = [Claim(marker=f"[[{name}]]", deliverable=notice.ref, limit=10**7) for name in ("a", "b")]
+    assert len(await ask(key, "[[a]]", claims)) == 6_000_000
+    with pytest.raises(TurnRefusedError, match=r"12,\d{3},\d{3} bytes .* at most 10,420,224 .*need fewer") as caught:
+        await ask(key, "[[a]][[b]]", claims)
+    assert (caught.value.turn_code, caught.value.turn_retryable) == (errors.DELIVERABLE_TOO_LARGE, False)
 
 
 async def test_a_refused_prompt_starts_nothing(lab: RoundLab, ask: Redeem, home: Path) -> None:
@@ -584,6 +658,6 @@ async def test_a_request_that_is_none(core: NatsClient) -> None:
     async def nobody(*_: str) -> Any:
         raise AssertionError
 
-    service = ClaimService(ClaimDesk(deliverables=DeliverableService(core), read_brief=nobody), require_running=nobody)
+    service = ClaimService(ClaimDesk(deliverables=DeliverableService(core), read_brief=nobody), finished_notice=nobody)
     reply = RedeemReply.model_validate_json(await service.handle("roy", b'{"task_key": 1}'))
     assert (reply.text, reply.code, reply.retryable) == (None, errors.REQUEST_INVALID, False)

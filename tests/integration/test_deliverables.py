@@ -183,6 +183,32 @@ async def test_a_duplicate_of_nothing_is_published_again(short_stream: Deliverab
     assert (await publish_short(short_stream, "evicted")).sequence > again.sequence
 
 
+async def test_by_task_among_all_that_a_subject_has(roy: NatsClient) -> None:
+    """Whoever published last; nothing for a task that has published nothing, nor for one that began later."""
+    service, where = DeliverableService(roy), subject("by-task")
+
+    async def stores(task_key: str) -> DeliverableRef:
+        body = deliverable("roy", "backend", "by-task", f"# {task_key}")
+        return (await service.publish_report(body, task_key=task_key, stream=BACKEND, subject=where)).ref
+
+    assert await service.fetch_by_task(where, "one/backend-1") is None
+    refs = {key: await stores(key) for key in ("one/backend-1", "zwei ü/backend-1", "three/backend-1")}
+    for key, ref in refs.items():
+        found = await service.fetch_by_task(where, key, after=ref.sequence - 1)
+        assert found is not None
+        assert (found.ref, found.task_key, found.deliverable.content) == (ref, key, f"# {key}")
+        assert await service.fetch_by_task(where, key) == found
+        assert await service.fetch_by_task(where, key, after=ref.sequence) is None
+        assert await service.fetch_by_task(subject("by-task-other"), key) is None
+    assert await service.fetch_by_task(where, "one/backend-11") is None
+    headers = {"Content-SHA256": "0" * 64, "Coatcheck-Task": "four"}
+    await roy.publish(where, b"{}", message_id="by-task-four", stream=BACKEND, headers=headers)
+    with pytest.raises(DeliverableCorruptError, match="sha256"):
+        await service.fetch_by_task(where, "four")
+    with pytest.raises(DeliverableNotFoundError, match="not the subject of a deliverable"):
+        await service.fetch_by_task("agog.deliverables.roy", "four")
+
+
 async def test_beyond_the_end_is_lost(roy: NatsClient) -> None:
     """A ticket for a sequence that the stream never reached means that acknowledged data is gone."""
     service = DeliverableService(roy)
