@@ -6,14 +6,25 @@ Additions keep the version, since readers ignore what they do not know; any othe
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.deliverable import Artifact, Sha256
 from schemas.evidence import EvidenceSummary
 from schemas.notice import Notice
 from schemas.pipeline import DecisionAction, InheritedRound
+
+MAX_REASON_CHARACTERS: Final = 4000
+
+
+def _cut(text: str) -> str:
+    """The beginning, without what no JSON reader takes: an event that cannot be stored would stop its run."""
+    return text[:MAX_REASON_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+Reason = Annotated[str, BeforeValidator(_cut)]
+"""Words for people; long ones are cut."""
 
 
 class Payload(BaseModel):
@@ -55,7 +66,7 @@ class RunStarted(Payload):
 class RunChanged(Payload):
     """A run was paused, resumed or ended."""
 
-    reason: str = ""
+    reason: Reason = ""
     run: RunPoint
 
 
@@ -64,7 +75,7 @@ class RunRepaired(Payload):
 
     found: str
     """Status of the row before."""
-    reason: str
+    reason: Reason
     run: RunPoint
 
 
@@ -79,7 +90,7 @@ class StageStarted(Payload):
     round: int
     inputs: dict[str, str] = {}
     """Stage → ticket (`DeliverableRef.to_ticket`)."""
-    comment: str = ""
+    comment: Reason = ""
     run: RunPoint
 
 
@@ -97,7 +108,7 @@ class StageAccepted(Payload):
 
     stage: str
     rounds: int
-    reason: str = ""
+    reason: Reason = ""
     run: RunPoint
 
 
@@ -106,7 +117,7 @@ class StageEnded(Payload):
 
     stage: str
     round: int
-    reason: str
+    reason: Reason
     run: RunPoint
 
 
@@ -115,7 +126,7 @@ class StageParked(Payload):
 
     stage: str
     round: int
-    reason: str
+    reason: Reason
     until: datetime
     run: RunPoint
 
@@ -127,7 +138,7 @@ class StageRepaired(Payload):
     round: int
     found: str
     status: Literal["failed", "cancelled"]
-    reason: str
+    reason: Reason
 
 
 class DecisionRequested(Payload):
@@ -135,7 +146,7 @@ class DecisionRequested(Payload):
 
     stage: str
     round: int
-    reason: str
+    reason: Reason
     sha256: Sha256
     subject: str
     deadline: datetime
@@ -149,7 +160,7 @@ class DecisionMade(Payload):
     round: int
     action: DecisionAction
     by: str
-    comment: str = ""
+    comment: Reason = ""
     sha256: Sha256
     run: RunPoint
 
@@ -206,8 +217,7 @@ class ToolCompleted(Payload):
     outcome: Literal["ok", "error"]
     seconds: float
     result_bytes: int
-    error: Annotated[str, Field(max_length=300)] = ""
-    """For people; may be cut."""
+    error: Reason = ""
 
 
 class DeliverablePublished(Payload):
@@ -246,7 +256,7 @@ class Scored(Payload):
     score: Annotated[float, Field(ge=0, le=1)]
     label: str = ""
     """The judge's own word, such as `correct`."""
-    explanation: Annotated[str, Field(max_length=2000)] = ""
+    explanation: Reason = ""
     stage: str | None = None
     """`None`: of the whole run."""
     round: int | None = None
@@ -261,7 +271,7 @@ class JudgingFailed(Payload):
     judge: str
     kind: Literal["check", "llm", "human"]
     criterion: str
-    error: Annotated[str, Field(max_length=2000)]
+    error: Reason
     stage: str | None = None
     round: int | None = None
     scenario: str | None = None

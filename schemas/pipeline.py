@@ -179,6 +179,10 @@ DEFAULT_PIPELINE: Final = Pipeline(
 """The seed's sequence (003, Complete Feature Workflow; statistics is the sixth stream)."""
 
 
+MAX_INHERITED_ROUNDS: Final = 40
+"""Of 1 KB each: they are in the run's first event."""
+
+
 class InheritedRound(BaseModel):
     """A round that a forked run takes over as it was; nothing of it is paid again."""
 
@@ -200,7 +204,7 @@ class ForkPoint(BaseModel):
     """Of the run that was forked."""
     stage: Slug
     """The first stage that is done anew; so are those that wait for it."""
-    rounds: tuple[InheritedRound, ...] = ()
+    rounds: Annotated[tuple[InheritedRound, ...], Field(max_length=MAX_INHERITED_ROUNDS)] = ()
     """Of the stages that are not, in the order in which they were done."""
 
 
