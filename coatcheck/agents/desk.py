@@ -8,8 +8,10 @@ files again, so nothing of a dead attempt has to be found.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from coatcheck.agents.events import RoundEvents
+from coatcheck.agents.evidence import evidence_in, mark_withdrawn, withdrawn_checks
 from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.workspace.checks import CheckRunner, StageFiles
@@ -41,6 +43,8 @@ class Desk:
     claims: list[Claim]
     """Of the prompt and of every `fetch_deliverable` so far; the proxy redeems these and no others."""
     stores: Stores
+    events: RoundEvents
+    """Told by the tools and the loop."""
     open_workspace: Callable[[], Workspace]
     """Makes the folder; called at most once."""
     evidence: Evidence | None = None
@@ -99,15 +103,32 @@ class Desk:
         return await asyncio.to_thread(workspace.own_files)
 
     async def run_checks(self, own: Sequence[Check] = ()) -> Evidence:
-        """Run what all other stages have declared, and `own` checks over the files as they are now."""
-        stages = []
-        for stage, ref in (await self.tickets()).items():
-            if stage != self.order.stage:
-                checks = declared_checks((await self._fetch(ref)).metadata.model_extra or {})
-                stages.append(StageFiles(stage=stage, files=await self._files(ref), checks=checks))
-        stages.append(StageFiles(stage=self.order.stage, files=await self.own_files(), checks=own))
-        self.evidence = await self.stores.checks.run([item for item in stages if item.files or item.checks])
+        """Run what all other stages have declared, and `own` checks over the files as they are now.
+
+        For a test also what failed in its round before and is not declared any more.
+        """
+        tickets = {stage: ref for stage, ref in (await self.tickets()).items() if stage != self.order.stage}
+        declared = {stage: declared_checks(await self._custom(ref)) for stage, ref in tickets.items()}
+        declared[self.order.stage] = list(own)
+        previous = await self.last_round()
+        last = evidence_in(previous.metadata.model_extra or {}) if previous is not None else None
+        withdrawn = withdrawn_checks(last, declared)
+        stages = [
+            StageFiles(
+                stage=stage,
+                files=await self._files(tickets[stage]) if stage in tickets else await self.own_files(),
+                checks=checks,
+                withdrawn=withdrawn.get(stage, ()),
+            )
+            for stage, checks in declared.items()
+        ]
+        ran = await self.stores.checks.run([item for item in stages if item.files or item.checks or item.withdrawn])
+        self.evidence = mark_withdrawn(ran, withdrawn, failed_in_round=self.order.round - 1)
         return self.evidence
+
+    async def _custom(self, ref: DeliverableRef) -> dict[str, Any]:
+        """What a deliverable's author has put into its metadata."""
+        return (await self._fetch(ref)).metadata.model_extra or {}
 
     async def _fetch(self, ref: DeliverableRef) -> Deliverable:
         return (await self._stored(ref)).deliverable

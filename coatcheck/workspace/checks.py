@@ -1,13 +1,16 @@
 """Evidence: the declared checks of all stages, really run, over nothing but the stages' files.
 
-Every run has a folder of its own, made from the artifacts and removed at the end: what an agent left in its workspace
-beside its artifacts cannot make a check pass. The checks run one after another in the order of the stages, in one
-folder, so that a page's check may start the backend of another stage; what one check writes, the next one sees. A run
-that was cut off is run again from the beginning: there is nothing to go on from, and nothing outside has changed.
+The checks of each stage have a folder of their own, made from the artifacts and removed at the end: what an agent left
+in its workspace beside its artifacts cannot make a check pass, and neither can another stage's check. In it are the
+files of all stages, so that a page's check may start the backend; what one check writes, the next one of its stage
+sees. Checks that a stage has withdrawn run last: they cannot take the time of the others, and find the files as they
+were delivered. A run that was cut off is run again from the beginning: there is nothing to go on from, and nothing
+outside has changed.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +35,8 @@ class StageFiles:
     files: Mapping[str, bytes]
     """Path below the stage's folder → content."""
     checks: Sequence[Check]
+    withdrawn: Sequence[Check] = ()
+    """Not declared any more, and run all the same."""
 
 
 class CheckRunner:
@@ -51,26 +56,38 @@ class CheckRunner:
         """Run the checks of all stages, each in its stage's folder.
 
         Returns:
-            One result per check, in order; none when no stage has a check.
+            One result per check, in the order of the stages, the withdrawn ones after all others; none when no stage
+            has a check.
 
         Raises:
             ArtifactInvalidError: files that cannot be put into a folder; no check was run.
             ChecksUnavailableError: the system refuses the isolation.
         """
         evidence = Evidence(isolation=self._sandbox.isolation)
-        if not any(stage.checks for stage in stages):
-            return evidence
-        with self._folder.open("checks", stages[0].stage) as workspace:
-            for stage in stages:
-                await asyncio.to_thread(workspace.add_stage, stage.stage, stage.files)
-            deadline = asyncio.get_running_loop().time() + RUN_SECONDS
-            for stage in stages:
-                for check in stage.checks:
-                    await failpoint("checks.before_run")
-                    left = max(deadline - asyncio.get_running_loop().time(), LEAST_SECONDS)
-                    evidence.results.append(await self._run(stage.stage, check, workspace, left))
-                    await failpoint("checks.after_run")
+        deadline = asyncio.get_running_loop().time() + RUN_SECONDS
+        declared = [(item.stage, item.checks) for item in stages]
+        withdrawn = [(item.stage, item.withdrawn) for item in stages]
+        for stage, checks in (*declared, *withdrawn):
+            if checks:
+                evidence.results += await self._run_all(stage, checks, stages, deadline)
         return evidence
+
+    async def _run_all(
+        self, stage: str, checks: Sequence[Check], stages: Sequence[StageFiles], deadline: float
+    ) -> list[CheckResult]:
+        """Run the checks of one stage over files that nobody has touched; `deadline` is by the loop's clock."""
+        results = []
+        with ExitStack() as stack:
+            workspace = stack.enter_context(self._folder.open("checks", stage))
+            for item in stages:
+                await asyncio.to_thread(workspace.add_stage, item.stage, item.files)
+            for check in checks:
+                await failpoint("checks.before_run")
+                left = max(deadline - asyncio.get_running_loop().time(), LEAST_SECONDS)
+                results.append(await self._run(stage, check, workspace, left))
+                await failpoint("checks.after_run")
+            await asyncio.to_thread(stack.close)  # many files take seconds to remove
+        return results
 
     async def _run(self, stage: str, check: Check, workspace: Workspace, left_seconds: float) -> CheckResult:
         finished = await self._sandbox.run(

@@ -60,12 +60,8 @@ async def test_each_check_runs_in_its_stage(runner: CheckRunner) -> None:
     """In order, with the files of all stages beside it, those of stages without checks too."""
     stages = [
         StageFiles("research", {"notes/a.txt": b"notes"}, []),
-        StageFiles(
-            "backend", {"b.txt": b"back"}, [check("one", "cat", "b.txt"), check("two", "sh", "-c", "echo > new")]
-        ),
-        StageFiles(
-            "frontend", {}, [check("three", "sh", "-c", "cat ../backend/b.txt ../research/notes/a.txt; ls ../backend")]
-        ),
+        StageFiles("backend", {"b.txt": b"back"}, [check("one", "cat", "b.txt"), check("two", "touch", "new")]),
+        StageFiles("frontend", {}, [check("three", "cat", "../backend/b.txt", "../research/notes/a.txt")]),
     ]
     evidence = await runner.run(stages)
     assert [(item.stage, item.name) for item in evidence.results] == [
@@ -73,7 +69,45 @@ async def test_each_check_runs_in_its_stage(runner: CheckRunner) -> None:
         ("backend", "two"),
         ("frontend", "three"),
     ]
-    assert [item.output_tail for item in evidence.results] == ["back", "", "backnotesb.txt\nnew\n"]
+    assert [item.output_tail for item in evidence.results] == ["back", "", "backnotes"]
+
+
+async def test_no_check_touches_what_another_stage_is_judged_by(runner: CheckRunner, tmp_path: Path) -> None:
+    """A stage's own later checks see what it wrote; the others find every file as it was delivered."""
+    forge = "for stage in backend frontend; do echo forged > ../$stage/a.txt; touch ../$stage/new; done"
+    show = check("show", "sh", "-c", "cat a.txt ../*/a.txt; ls ../*")
+    stages = [
+        StageFiles("backend", {"a.txt": b"back "}, [check("forge", "sh", "-c", forge), show]),
+        StageFiles("frontend", {"a.txt": b"front "}, [show, check("forge", "sh", "-c", forge)]),
+        StageFiles("qa", {"a.txt": b"qa "}, [show]),
+    ]
+    _, own, frontend, _, qa = (item.output_tail for item in (await runner.run(stages)).results)
+    assert own.count("forged") == 3
+    assert own.count("new") == 2
+    listing = "".join(f"../{stage}:\na.txt\n" + "\n" * (stage != "qa") for stage in ("backend", "frontend", "qa"))
+    assert frontend == f"front back front qa {listing}"
+    assert qa == f"qa back front qa {listing}"
+    assert left(tmp_path) == []
+
+
+async def test_withdrawn_checks_find_the_files_as_they_were_delivered(runner: CheckRunner) -> None:
+    """They run last, and what the declared checks of the same stage have done makes them neither pass nor fail."""
+    files = {"app.py": b"def double(n): return n + 1", "test_app.py": TESTS}
+    repair = check("repair", "sh", "-c", "echo 'def double(n): return n * 2' > app.py")
+    evidence = await runner.run(
+        [
+            StageFiles("backend", files, [repair], withdrawn=[UNIT_TESTS]),
+            StageFiles("frontend", {}, [check("page", "true")]),
+        ]
+    )
+    assert [item.name for item in evidence.results] == ["repair", "page", "unit tests"]
+    assert [item.stage for item in evidence.failures] == ["backend"]
+
+
+async def test_a_stage_whose_only_check_is_withdrawn_is_checked(runner: CheckRunner) -> None:
+    """Declaring nothing at all does not help."""
+    evidence = await runner.run([StageFiles("backend", {}, [], withdrawn=[check("lint", "false")])])
+    assert [item.name for item in evidence.failures] == ["lint"]
 
 
 async def test_one_failure_does_not_stop_the_others(runner: CheckRunner) -> None:

@@ -76,6 +76,98 @@ async def test_a_role_without_code_needs_no_evidence(lab: RoundLab) -> None:
     assert (await judged(lab, BAD, evidence="if_declared")).metadata.verdict is Verdict.FAIL
 
 
+async def second_round(lab: RoundLab, *checks: dict[str, Any], calls: Any = (), first: Any = (GOOD, BAD)) -> Notice:
+    """The backend failed a check, goes over its work with `calls`, and declares these; QA claims a pass again."""
+    assert (await judged(lab, *first)).metadata.verdict is Verdict.FAIL
+    return await next_round(lab, *checks, calls=calls)
+
+
+async def next_round(lab: RoundLab, *checks: dict[str, Any], calls: Any = ()) -> Notice:
+    """Another round of the backend, and of QA over it."""
+    turns = [calls] if calls else []
+    await lab.round("roy", *turns, submits(checks=list(checks)), needs=["qa"])
+    return await lab.round("billy", PASS, needs=["backend"])
+
+
+async def test_a_failed_check_cannot_be_dropped(lab: RoundLab) -> None:
+    """It is run all the same, round after round, for the stage that declared it; everybody is told why."""
+    notice = await second_round(lab, GOOD)
+    for number in (1, 2):
+        assert (notice.metadata.verdict, notice.metadata.rework) == (Verdict.FAIL, ["backend"])
+        why = f"1 of 2 checks did not pass: backend/lint (dropped; failed in round {number})"
+        assert why in notice.summary
+        assert f"**The verdict “pass” was not accepted: {why}.**" in (await lab.deliverable(notice)).content
+        results = (await evidence_of(lab, notice)).results
+        assert [(item.stage, item.name, item.exit_code) for item in results] == [
+            ("backend", "tests", 0),
+            ("backend", "lint", 3),
+        ]
+        assert results[1].command == tuple(BAD["command"])
+        assert results[1].output_tail == "bad style\n"
+        notice = await next_round(lab, GOOD)
+
+
+async def test_a_tester_is_told_what_was_dropped(lab: RoundLab) -> None:
+    """The tool runs it too, so that a tester can say so before anybody has to object."""
+    await judged(lab, GOOD, BAD)
+    await lab.round("roy", submits(checks=[GOOD]), needs=["qa"])
+    model = PreparedTurns([[("run_checks", {})], submits(verdict="fail", rework=["backend"])])
+    notice = await lab.attempt(DEFAULT_ROLES["billy"], model, lab.task("qa", ["backend"]))
+    told = "\n".join(model.told(2))
+    assert "1 of 2 checks passed" in told
+    assert "backend/lint: failed, exit code 3" in told
+    assert "    backend/lint (dropped; failed in round 1): not declared any more, but run" in told
+    assert [item.name for item in (await evidence_of(lab, notice)).failures] == ["lint"]
+
+
+async def test_a_dropped_check_that_passes_now_is_settled(lab: RoundLab) -> None:
+    """Its files were mended: it counts once more, and then it is gone."""
+    wants_file = {"name": "notes", "command": ["cat", "notes.md"]}
+    mend = [("write_file", {"path": "backend/notes.md", "content": "Notes."})]
+    notice = await second_round(lab, GOOD, calls=mend, first=(GOOD, wants_file))
+    assert notice.metadata.verdict is Verdict.PASS
+    assert [item.name for item in (await evidence_of(lab, notice)).results] == ["tests", "notes"]
+    notice = await next_round(lab, GOOD)
+    assert [item.name for item in (await evidence_of(lab, notice)).results] == ["tests"]
+
+
+async def test_another_command_under_the_same_name_takes_its_place(lab: RoundLab) -> None:
+    """Commands may be wrong too; but only the same stage can say so."""
+    notice = await second_round(lab, GOOD, BAD | {"command": ["true"]})
+    assert notice.metadata.verdict is Verdict.PASS
+    assert [item.exit_code for item in (await evidence_of(lab, notice)).results] == [0, 0]
+
+
+async def test_another_stage_cannot_redeclare_a_dropped_check(lab: RoundLab) -> None:
+    """Nor the tester: a name belongs to its stage."""
+    await judged(lab, GOOD, BAD)
+    await lab.round("roy", submits(checks=[GOOD]), needs=["qa"])
+    fine = BAD | {"command": ["true"]}
+    await lab.round("jen", submits(checks=[fine]), needs=["backend"])
+    notice = await lab.round("billy", submits(verdict="pass", checks=[fine]), needs=["frontend"])
+    assert (notice.metadata.verdict, notice.metadata.rework) == (Verdict.FAIL, ["backend"])
+
+
+async def test_a_tester_cannot_drop_a_failed_check_either(lab: RoundLab) -> None:
+    """It may say, under the same name, what it had meant."""
+    own = {"name": "probe", "command": ["false"]}
+    notice = await judged(lab, GOOD, turns=(submits(verdict="pass", checks=[own]),))
+    assert notice.metadata.verdict is Verdict.FAIL
+    notice = await lab.round("billy", PASS, needs=["backend"])
+    assert "qa/probe (dropped; failed in round 1)" in notice.summary
+    meant = submits(verdict="pass", checks=[own | {"command": ["true"]}])
+    assert (await lab.round("billy", meant, needs=["backend"])).metadata.verdict is Verdict.PASS
+
+
+async def test_dropped_checks_are_no_evidence_for_a_pass(lab: RoundLab) -> None:
+    """A stage that declares nothing any more has nothing that proves its work, even if the old checks pass by now."""
+    wants_file = {"name": "notes", "command": ["cat", "notes.md"]}
+    mend = [("write_file", {"path": "backend/notes.md", "content": "Notes."})]
+    notice = await second_round(lab, calls=mend, first=(wants_file,))
+    assert notice.metadata.verdict is Verdict.FAIL
+    assert "no other stage has declared a check" in notice.summary
+
+
 async def test_a_fail_on_passing_checks_stands(lab: RoundLab) -> None:
     """A tester may see what no check does."""
     turns = (submits(verdict="fail", rework=["backend"]),)
