@@ -20,6 +20,7 @@
     ├── AgentLimitError
     ├── WorkerStoppingError
     ├── TaskClosedError              the task failed or was cancelled, so no model call is made for it
+    ├── EventRefusedError
     ├── TurnOutOfOrderError
     ├── ArtifactInvalidError         a path that leads out, too many files or bytes
     ├── CommandFailedError           a command agent failed, ran out of time or left no deliverable
@@ -167,6 +168,12 @@ class TaskClosedError(CoatcheckError):
     """A model turn was asked for in a task that is not running: an agent of a run that failed or was cancelled."""
 
     code = codes.TASK_CLOSED
+
+
+class EventRefusedError(CoatcheckError):
+    """An event is not the reporter's to tell, or is not what its type must be; nothing of its report was stored."""
+
+    code = codes.EVENT_REFUSED
 
 
 class TurnOutOfOrderError(CoatcheckError):
