@@ -3,13 +3,14 @@
 Loading, with the line of each mistake, is `coatcheck.config`; the JSON schema is in `docs/reference/`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.judging import BUILT_IN_QUESTIONS, CHECK_CRITERIA, KIND_CHECKS, Criterion, JudgeConfig
 from schemas.pipeline import DEFAULT_PIPELINE, Pipeline, Stage
 from schemas.roles import DEFAULT_ROLES, ModelName, Role
 from schemas.streams import StreamSpec, deliverable_stream
@@ -105,6 +106,18 @@ def _misfits(key: tuple[str | int, ...], stage: Stage, roles: Mapping[str, Role]
     return found
 
 
+def misjudged(criteria: Collection[str], judges: Mapping[str, JudgeConfig]) -> list[Disagreement]:
+    """Criteria that a judge cannot have: its kind does not know them, or nobody does."""
+    found: list[Disagreement] = []
+    for name, judge in judges.items():
+        known = CHECK_CRITERIA if judge.kind == KIND_CHECKS else (*BUILT_IN_QUESTIONS, *criteria)
+        for index, criterion in enumerate(judge.criteria):
+            if criterion not in known:
+                told = f"a judge of kind {judge.kind!r} has no criterion {criterion!r}; there are {', '.join(known)}"
+                found.append(Disagreement(("judges", name, "criteria", index), told))
+    return found
+
+
 class Config(BaseModel):
     """Everything in `coatcheck.toml`, with the defaults where it says nothing."""
 
@@ -122,6 +135,10 @@ class Config(BaseModel):
     tenants: dict[Slug, Tenant] = {}
     """Those that are not named have weight 1."""
     checks: CheckLimits = CheckLimits()
+    criteria: dict[Slug, Criterion] = {}
+    """Name → question for judges that are models, besides those that are built in, or instead of one of them."""
+    judges: dict[Slug, JudgeConfig] = {}
+    """Name → judge, besides `checks`; without any, `scripted` stands in for a model."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

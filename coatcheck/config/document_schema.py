@@ -30,7 +30,8 @@ def document_schema() -> dict[str, Any]:
         "additionalProperties": own,
         "propertyNames": _SLUG,
     }
-    sections["pipelines"]["propertyNames"] = _SLUG
+    for name in ("pipelines", "judges", "criteria"):
+        sections[name]["propertyNames"] = _SLUG
     for name in ("roles", "pipelines"):
         del sections[name]["default"]
     for definition in (schema, *definitions.values()):

@@ -26,6 +26,8 @@ _WORDS: Final = {
 _PATTERNS: Final = {
     r"\.md$": "should be the name of a Markdown file, ending in .md",
     r"^(scripted|[a-z0-9_-]+:\S+)$": "should be provider:model, like openai:gpt-5-mini, or scripted",
+    r"^openai:\S+$": "should be openai:model, like openai:gpt-5-mini; base_url names another endpoint",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "should be the name of a variable, like OPENAI_API_KEY, and not its value",
 }
 
 
