@@ -47,9 +47,8 @@ class Judge(Protocol):
     def kind(self) -> JudgeKind:
         """As in `Scored.kind`."""
 
-    @property
-    def version(self) -> str:
-        """Another one whenever the judge itself changed (its model, its prompt): part of the ids of its events."""
+    def version(self, criterion: str) -> str:
+        """Another one whenever the judge or its question changed (model, prompt): part of the ids of its events."""
 
     async def judge(self, case: JudgeCase) -> list[Scored | JudgingFailed]:
         """Judge by every criterion that the judge has; a failure of its own is a `JudgingFailed`, never a score."""
