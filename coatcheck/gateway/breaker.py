@@ -60,6 +60,8 @@ class BreakerState(BaseModel):
     cause: Cause | None = None
     reason: str = ""
     """For people: the provider's words."""
+    recovered: float | None = None
+    """When an answer last closed it; `None` when none has, or when that is not known."""
 
     def closed(self) -> bool:
         """Whether anybody may ask."""
@@ -111,6 +113,7 @@ def trip(
         streak=streak + 1,
         cause=cause,
         reason=reason,
+        recovered=state.recovered,
     )
 
 
@@ -136,7 +139,7 @@ def recover(state: BreakerState, *, now: float, began: float) -> BreakerState | 
     is_told_to_wait = state.state == "open" and state.until > now and state.cause is Cause.RATE_LIMIT
     if state.closed() or began < state.since or is_told_to_wait:
         return None
-    return BreakerState(since=now, opens=state.opens)
+    return BreakerState(since=now, opens=state.opens, recovered=now)
 
 
 def _wait_seconds(cause: Cause, streak: int, base_seconds: float) -> float:

@@ -33,7 +33,7 @@ _SPREAD = 0.25
 
 @dataclass(frozen=True)
 class Permit:
-    """Leave for one call of one model; to be ended by exactly one of `succeeded`, `failed` and `unused`."""
+    """Leave for one call of one model; to be ended by `answered` and then `succeeded`, by `failed` or by `unused`."""
 
     model: str
     slot: Slot
@@ -181,9 +181,12 @@ class ModelChain:
         while len(self._first_come) > MAX_PLACES_KEPT:
             del self._first_come[next(iter(self._first_come))]
 
-    async def succeeded(self, permit: Permit, *, tokens: int) -> None:
-        """The model answered."""
+    def answered(self, permit: Permit, *, tokens: int) -> None:
+        """The model answered: its place is free at once. The breakers learn it by `succeeded`, which takes I/O."""
         self._capacity.leave(permit.slot, tokens=tokens, succeeded=True)
+
+    async def succeeded(self, permit: Permit) -> None:
+        """The answer is safe: tell the breakers."""
         await self._board.succeed(permit.model, began=permit.began)
 
     async def failed(self, permit: Permit, failure: ProviderFailure) -> bool:
@@ -216,6 +219,11 @@ class ModelChain:
         self._capacity.give_back(permit.slot)
         if permit.is_probe:
             await self._board.give_back(permit.model, taken=permit.began)
+
+    def has_recovered(self, model: str, *, within_seconds: float) -> bool:
+        """Whether an answer has closed the model's breaker, at most so long ago."""
+        recovered = self._board.state(model).recovered
+        return recovered is not None and recovered > self._board.now() - within_seconds
 
     def is_closed(self, model: str) -> bool:
         """Whether the breaker lets everybody ask the model."""

@@ -13,8 +13,6 @@ from pydantic import ValidationError
 
 from coatcheck.errors import CoatcheckError, StorageUnavailableError
 from coatcheck.gateway.chain import ModelChain
-from coatcheck.gateway.claims import ClaimDesk
-from coatcheck.gateway.providers import Providers
 from coatcheck.gateway.turns import Reply, TurnDesk
 from coatcheck.storage.journal import TurnJournal
 from schemas import errors
@@ -30,20 +28,18 @@ _log = logging.getLogger(__name__)
 
 
 class LLMProxy:
-    """Serves `agog.svc.llm.<agent>`; any number of them can run."""
+    """Serves `agog.svc.llm.<agent>`; any number of them can run.
 
-    def __init__(
-        self,
-        journal: TurnJournal,
-        *,
-        providers: Providers,
-        claims: ClaimDesk,
-        chain: ModelChain,
-        max_failures: int,
-    ) -> None:
+    Args:
+        turns: Settles them.
+        journal: The desk's, for the sign of life.
+        chain: The desk's, for its share of the limits and for stopping.
+    """
+
+    def __init__(self, turns: TurnDesk, *, journal: TurnJournal, chain: ModelChain) -> None:
+        self._turns = turns
         self._journal = journal
         self._chain = chain
-        self._turns = TurnDesk(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
         self._calls: dict[tuple[str, str, int], asyncio.Task[bytes]] = {}
         """Turns under way, and those refused whose time to try again has not come; by agent, since nobody may join
         another's."""

@@ -12,7 +12,9 @@ finds that out before it queues. Within one request the chain is walked as far a
     OUTAGE    open after some     next model after 2 tries or once it is open, else tried again by the agent, or parked
 
 A failure that finds its breaker open is the model's and not the turn's: it is not counted, so an outage costs time
-and no run. Failures that are counted end the turn when there are `max_failures` for each model of its chain.
+and no run. It is the turn's, and counted, when the model has come back since the turn's previous failure: others were
+answered meanwhile. Failures that are counted end the turn when there are `max_failures` for each model of its chain.
+While nobody else asks, an outage and a turn that makes the model fail look alike: a day's worth of calls ends it.
 """
 
 import asyncio
@@ -34,6 +36,7 @@ from pydantic_ai.settings import ModelSettings
 
 from coatcheck.errors import CoatcheckError, NotAuthorizedError, StorageUnavailableError
 from coatcheck.failpoints import failpoint
+from coatcheck.gateway.breaker import LONGEST_OUTAGE_SECONDS
 from coatcheck.gateway.chain import QUEUE_SECONDS, ModelChain, Parked, Permit
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.conversation import for_provider
@@ -55,6 +58,11 @@ TRIES_BEFORE_NEXT = 2
 """Failed calls of one model within a request before the next one is asked: one may be a cut connection."""
 BYTES_PER_TOKEN = 4
 """Of English; the first estimate of a call."""
+LONGEST_TURN_SECONDS = 24 * 3600.0
+"""What `STAGE_SCHEDULE_TO_CLOSE` allows the attempts of one activity. It does not end a turn that is parked again and
+again, since each parking is followed by a new activity."""
+MOST_CALLS = int(LONGEST_TURN_SECONDS / LONGEST_OUTAGE_SECONDS)
+"""Of each model: 288, one every 300 s of that day. A turn that shared an outage with others has made far fewer."""
 
 _PARAMETERS = TypeAdapter(ModelRequestParameters)
 _log = logging.getLogger(__name__)
@@ -87,6 +95,20 @@ class _Course:
     @property
     def key(self) -> tuple[str, int]:
         return self.request.task_key, self.request.turn
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One call of one model: the leave for it, and the turn's row as the claim found it."""
+
+    permit: Permit
+    claim: Claimed
+    is_suspect: bool
+    """Whether the model has come back since the turn's previous failure: a further one is the turn's own."""
+
+    def is_last(self, models: int) -> bool:
+        """Whether a turn with so many models has had a day, and the calls of a day, without an answer."""
+        return self.claim.age_seconds >= LONGEST_TURN_SECONDS and self.claim.calls >= MOST_CALLS * models
 
 
 class TurnDesk:
@@ -156,7 +178,7 @@ class TurnDesk:
                 await self._chain.unused(permit)
         if isinstance(claim, Claimed):
             await failpoint("llm.after_claim")
-            return await self._call(course, permit, claim)
+            return await self._call(course, self._attempt(permit, claim))
         return await self._settled(claim)
 
     async def _wait(self, course: _Course) -> Permit | Reply | None:
@@ -185,6 +207,11 @@ class TurnDesk:
             at_most_seconds=OUTAGE_SECONDS,
         )
 
+    def _attempt(self, permit: Permit, claim: Claimed) -> _Attempt:
+        ago = claim.failed_seconds_ago
+        is_suspect = ago is not None and self._chain.has_recovered(permit.model, within_seconds=ago)
+        return _Attempt(permit, claim, is_suspect)
+
     async def _settled(self, outcome: ClaimOutcome) -> Reply | None:
         match outcome:
             case Done():
@@ -197,14 +224,15 @@ class TurnDesk:
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
                 return None
 
-    async def _call(self, course: _Course, permit: Permit, claim: Claimed) -> Reply | None:
+    async def _call(self, course: _Course, attempt: _Attempt) -> Reply | None:
+        permit = attempt.permit
         try:
             model = self._providers.model(permit.model)
             messages = await self._conversation(course.request, model.system)
             parameters = _PARAMETERS.validate_python(course.request.parameters)
         except (CoatcheckError, ValidationError, UserError) as error:
             await self._chain.unused(permit)
-            return await self._not_called(course, permit, claim, error)
+            return await self._not_called(course, attempt, error)
         except BaseException:
             await self._chain.unused(permit)
             raise
@@ -214,9 +242,12 @@ class TurnDesk:
         except Exception as error:  # noqa: BLE001  whatever a provider throws is classified
             failure = self._providers.explain(error)
             is_open = await self._chain.failed(permit, failure)
-            return await self._refused(course, permit, claim, failure, is_open=is_open)
-        await self._chain.succeeded(permit, tokens=response.usage.total_tokens)
-        return await self._complete(course, permit.model, response, message)
+            return await self._refused(course, attempt, failure, is_open=is_open)
+        self._chain.answered(permit, tokens=response.usage.total_tokens)
+        try:  # what is paid is journalled first: the breakers are told over NATS, which may be slow
+            return await self._complete(course, permit.model, response, message)
+        finally:
+            await self._chain.succeeded(permit)
 
     async def _conversation(self, request: TurnRequest, system: str) -> list[ModelMessage]:
         history = await self._journal.history(request.task_key, request.turn) if request.turn > 1 else []
@@ -255,7 +286,7 @@ class TurnDesk:
         return TurnAnswer(message=done.message, model=done.model, cost_usd=done.cost_usd)
 
     async def _not_called(
-        self, course: _Course, permit: Permit, claim: Claimed, error: CoatcheckError | ValidationError | UserError
+        self, course: _Course, attempt: _Attempt, error: CoatcheckError | ValidationError | UserError
     ) -> Reply | None:
         """The turn failed before the provider was asked."""
         if isinstance(error, CoatcheckError):
@@ -265,13 +296,13 @@ class TurnDesk:
             failure = ProviderFailure(errors.REQUEST_INVALID, str(error), retryable=False)
         else:
             failure = self._providers.explain(error)
-        return await self._refused(course, permit, claim, failure, is_open=False)
+        return await self._refused(course, attempt, failure, is_open=False)
 
     async def _refused(
-        self, course: _Course, permit: Permit, claim: Claimed, failure: ProviderFailure, *, is_open: bool
+        self, course: _Course, attempt: _Attempt, failure: ProviderFailure, *, is_open: bool
     ) -> Reply | None:
         """Journal the failure, and decide who is asked next: `None` when somebody is."""
-        counts = failure.blame is Blame.OUTAGE and not is_open
+        counts = failure.blame is Blame.OUTAGE and (attempt.is_suspect or not is_open)
         await _through_outage(
             lambda: self._journal.fail(
                 *course.key, agent=course.agent, code=failure.code, message=failure.message, counts=counts
@@ -279,19 +310,21 @@ class TurnDesk:
         )
         if failure.blame is Blame.REQUEST:
             return _error(failure)
-        if failure.blame is Blame.BUSY or (failure.blame is Blame.OUTAGE and is_open):
+        if failure.blame not in {Blame.BUSY, Blame.OUTAGE}:
+            return _drop(course, attempt.permit.model, failure)
+        failures = attempt.claim.failures + counts
+        if counts and failures >= self._max_failures * course.length:
+            return _exhausted(f"{failures} calls failed", failure)
+        if attempt.is_last(course.length):
+            return _exhausted(f"{attempt.claim.calls} calls in a day and no answer", failure)
+        if is_open or failure.blame is Blame.BUSY:
             return None
-        if failure.blame is Blame.OUTAGE:
-            return await self._tried(course, permit.model, claim, failure)
-        return _drop(course, permit.model, failure)
+        return await self._tried(course, attempt, failure)
 
-    async def _tried(self, course: _Course, model: str, claim: Claimed, failure: ProviderFailure) -> Reply | None:
-        """A call failed and counts: once more, another model, or the end."""
-        failures = claim.failures + 1
-        if failures >= self._max_failures * course.length:
-            text = f"{failures} calls failed, the last one: {failure.message}"
-            return TurnError(code=errors.PROVIDER_EXHAUSTED, message=text, retryable=False)
-        again = _error(failure, pause=_pause(claim.calls))
+    async def _tried(self, course: _Course, attempt: _Attempt, failure: ProviderFailure) -> Reply | None:
+        """A call failed while its model is open to all: once more, or another model."""
+        model = attempt.permit.model
+        again = _error(failure, pause=_pause(attempt.claim.calls))
         if not any(other != model and self._chain.is_closed(other) for other in course.models):
             return again
         course.tries[model] += 1
@@ -311,6 +344,11 @@ def _drop(course: _Course, model: str, failure: ProviderFailure) -> TurnError | 
     if course.again is not None:
         return course.again
     return TurnError(code=failure.code, message="; ".join(course.refusals)[:MAX_MESSAGE_CHARACTERS], retryable=False)
+
+
+def _exhausted(how: str, failure: ProviderFailure) -> TurnError:
+    text = f"{how}, the last one: {failure.message}"
+    return TurnError(code=errors.PROVIDER_EXHAUSTED, message=text, retryable=False)
 
 
 def _error(failure: ProviderFailure, *, pause: float | None = None) -> TurnError:

@@ -17,7 +17,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -46,6 +46,10 @@ class Claimed:
     """Provider calls begun for this turn, this one included."""
     failures: int
     """Of the earlier ones, those that failed and count."""
+    age_seconds: float = field(default=0.0, compare=False)
+    """Since the turn was first claimed, by the database's clock."""
+    failed_seconds_ago: float | None = field(default=None, compare=False)
+    """Since its latest call failed, by the same clock; `None` when it did not, or was lost."""
 
 
 @dataclass(frozen=True)
@@ -368,7 +372,12 @@ def _outcome(row: asyncpg.Record, task_key: str, turn: int, agent: str) -> Claim
             f"the task {task_key!r} of {agent!r} is {row['task_status']}: no model call is made for it"
         )
     if row["calls"] is not None:
-        return Claimed(calls=row["calls"], failures=row["failures"])
+        return Claimed(
+            calls=row["calls"],
+            failures=row["failures"],
+            age_seconds=row["age_seconds"] or 0.0,
+            failed_seconds_ago=row["failed_seconds_ago"],
+        )
     if row["status"] == "done":
         return Done(message=json.loads(row["answer"]), model=row["model"], cost_usd=row["cost_usd"])
     if row["status"] == "in_flight":

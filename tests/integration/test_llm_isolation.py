@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import nats.errors
@@ -27,13 +26,6 @@ from tests.providers.openai_server import OpenAIServer
 
 SECRET = "The migration key is under the doormat."
 CLAIMS = [Claim(marker="[[brief]]", limit=1000)]
-
-
-@pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[OpenAIServer]:
-    """A competent provider, which keeps the bill."""
-    async with OpenAIServer(bill=tmp_path / "bill.jsonl") as server:
-        yield server
 
 
 @pytest.fixture

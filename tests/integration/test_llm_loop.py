@@ -48,13 +48,6 @@ async def pool(postgres_dsn: str) -> AsyncIterator[Pool]:
 
 
 @pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[OpenAIServer]:
-    """The provider; competent until a test scripts it."""
-    async with OpenAIServer(bill=tmp_path / "bill.jsonl") as server:
-        yield server
-
-
-@pytest.fixture
 async def gateway(
     pool: Pool, nats_server: NatsStatus, core: NatsClient, provider: OpenAIServer
 ) -> AsyncIterator[Gateway]:

@@ -9,24 +9,21 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
-from coatcheck.gateway import breaker, llm_proxy, turns
+from coatcheck.gateway import breaker, llm_proxy
 from coatcheck.localstack import LocalStack
-from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.migrate import migrate
 from schemas import errors
 from schemas.conversation import Claim, TurnError, TurnFinished, TurnPending
-from tests.integration.nats_clients import client_as
 from tests.integration.storage_rows import NOTICE
 from tests.providers.bill import calls, paid, paid_twice, read_bill
-from tests.providers.gateway import RUN_KEY, Gateway, decode, die, open_gateway, record_task, turn_request
+from tests.providers.gateway import RUN_KEY, Gateway, decode, die, open_gateway, record_task, row, turn_request
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import (
     Step,
@@ -39,56 +36,10 @@ from tests.providers.script import (
 
 
 @pytest.fixture
-async def owner(postgres_dsn: str) -> AsyncIterator[Pool]:
-    """A pool of the core worker, which has recorded that Sylvia's critique is running."""
-    async with open_pool(postgres_dsn) as pool:
-        await record_task(pool)
-        yield pool
-
-
-@pytest.fixture
-async def pool(gateway_dsn: str, owner: Pool) -> AsyncIterator[Pool]:
-    """A pool as a gateway opens it."""
-    assert owner
-    async with open_pool(gateway_dsn) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[OpenAIServer]:
-    """The provider; competent until a test scripts it."""
-    async with OpenAIServer(bill=tmp_path / "bill.jsonl") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-async def nats(nats_server: NatsStatus, core: NatsClient) -> AsyncIterator[NatsClient]:
-    """The gateway's own client; every stream exists."""
-    assert core
-    async with client_as(nats_server, "gateway") as client:
-        yield client
-
-
-@pytest.fixture
 async def gateway(pool: Pool, nats: NatsClient, provider: OpenAIServer) -> AsyncIterator[Gateway]:
     """One gateway, which gives up after three failures."""
     async with open_gateway(pool, nats, provider.base_url) as gateway:
         yield gateway
-
-
-@pytest.fixture
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the proxy answer and ask again soon."""
-    monkeypatch.setattr(turns, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(turns, "BUSY_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(llm_proxy, "BEAT_SECONDS", 0.05)
-
-
-async def row(pool: Pool, turn: int = 1) -> dict[str, Any]:
-    """The journal's row of that turn; there is one task."""
-    found = await pool.fetchrow("SELECT * FROM llm_turns WHERE turn = $1", turn)
-    assert found is not None
-    return dict(found)
 
 
 async def rested(gateway: Gateway) -> None:

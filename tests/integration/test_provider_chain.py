@@ -4,7 +4,6 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.keyvalue import kv_get
 from coatcheck.messaging.streams import ensure_streams
-from coatcheck.storage.database import Pool, open_pool
+from coatcheck.storage.database import Pool
 from schemas import errors
 from schemas.config import ProviderLimits
 from schemas.conversation import TurnParked, TurnPending
@@ -26,7 +25,7 @@ from schemas.streams import AGENT_STATE, AGENT_STATE_STREAM
 from schemas.subjects import encode_token
 from tests.integration.nats_clients import client_as
 from tests.providers.bill import calls
-from tests.providers.gateway import RUN_KEY, Gateway, decode, open_gateway, record_task, turn_request
+from tests.providers.gateway import RUN_KEY, Gateway, decode, open_gateway, record_task, row, turn_request
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import (
     Step,
@@ -37,36 +36,7 @@ from tests.providers.script import (
     wrong_key,
 )
 
-
-@pytest.fixture
-async def owner(postgres_dsn: str) -> AsyncIterator[Pool]:
-    """A pool of the core worker, which has recorded that Sylvia's critique is running."""
-    async with open_pool(postgres_dsn) as pool:
-        await record_task(pool)
-        yield pool
-
-
-@pytest.fixture
-async def pool(gateway_dsn: str, owner: Pool) -> AsyncIterator[Pool]:
-    """A pool as a gateway opens it."""
-    assert owner
-    async with open_pool(gateway_dsn) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[OpenAIServer]:
-    """The provider; competent until a test scripts it."""
-    async with OpenAIServer(bill=tmp_path / "bill.jsonl") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-async def nats(nats_server: NatsStatus, core: NatsClient) -> AsyncIterator[NatsClient]:
-    """One gateway's own client; the bucket exists."""
-    await ensure_streams(core, [AGENT_STATE_STREAM])
-    async with client_as(nats_server, "gateway") as client:
-        yield client
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 @pytest.fixture
@@ -98,22 +68,9 @@ async def gateway(
         yield gateway
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(turns, "BUSY_PAUSE_SECONDS", 0.02)
-
-
 def name(model: str) -> str:
     """What the provider is asked for."""
     return model.partition(":")[2]
-
-
-async def row(pool: Pool, turn: int = 1) -> dict[str, Any]:
-    """The journal's row of that turn of the one task."""
-    found = await pool.fetchrow("SELECT * FROM llm_turns WHERE turn = $1", turn)
-    assert found is not None
-    return dict(found)
 
 
 async def asked(provider: OpenAIServer) -> list[str]:

@@ -1,7 +1,8 @@
 """An LLM proxy as the gateway worker composes it, on a real PostgreSQL and NATS, in front of the local provider."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
+from coatcheck.gateway.turns import TurnDesk
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage import state
@@ -95,6 +97,7 @@ async def open_gateway(
     tenants: Mapping[str, Tenant] | None = None,
     also: Sequence[str] = (),
     shared: bool = False,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
     """A gateway that shows that it lives until the block ends, and then finishes its calls.
 
@@ -112,9 +115,10 @@ async def open_gateway(
         also=also,
     )
     claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
-    board = BreakerBoard(nats if shared else None, limits or {})
+    board = BreakerBoard(nats if shared else None, limits or {}, clock=clock)
     chain = ModelChain(board, Capacity(limits or {}, tenants or {}))
-    proxy = LLMProxy(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
+    turns = TurnDesk(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
+    proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
     board.listen(lambda _model, _before, now: windows.append(now) if now.state == "open" else None)
     async with providers, board:
@@ -165,6 +169,13 @@ async def record_task(
         owner, RecordInput(run=run_row(revision, run_key=run_key, brief=brief, tenant=tenant), tasks=[task])
     )
     return key
+
+
+async def row(pool: Pool, turn: int = 1) -> dict[str, Any]:
+    """The journal's row of that turn; there is one task."""
+    found = await pool.fetchrow("SELECT * FROM llm_turns WHERE turn = $1", turn)
+    assert found is not None
+    return dict(found)
 
 
 def decode(data: bytes) -> Reply:

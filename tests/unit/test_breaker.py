@@ -87,10 +87,26 @@ def test_one_probes_and_the_others_wait() -> None:
 
 
 def test_an_answer_to_the_probe_closes_it() -> None:
-    """The count of windows stays; nothing else does."""
+    """The count of windows stays, and when it came back; nothing else does."""
     probing = breaker.probe(opened(retry_after=5), now=NOW + 5)
     assert probing is not None
-    assert breaker.recover(probing, now=NOW + 9, began=NOW + 5) == BreakerState(since=NOW + 9, opens=1)
+    closed = breaker.recover(probing, now=NOW + 9, began=NOW + 5)
+    assert closed == BreakerState(since=NOW + 9, opens=1, recovered=NOW + 9)
+
+
+def test_it_remembers_through_later_windows_when_it_last_came_back() -> None:
+    """Or a turn that closes it again at once could not be told from an outage; another version's value has none."""
+    closed = breaker.recover(opened(retry_after=0), now=NOW + 1, began=NOW)
+    assert closed is not None
+    again = opened(closed, now=NOW + 2)
+    probing = breaker.probe(again, now=again.until)
+    assert probing is not None
+    given_back = breaker.give_back(probing, now=again.until, taken=again.until)
+    assert given_back is not None
+    assert {state.recovered for state in (again, probing, given_back, opened(probing, now=again.until + 1))} == {
+        NOW + 1
+    }
+    assert BreakerState.model_validate_json('{"state": "open", "until": 5}').recovered is None
     assert breaker.recover(CLOSED, now=NOW, began=NOW) is None
 
 

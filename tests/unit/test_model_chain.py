@@ -78,6 +78,12 @@ async def fail(models: ModelChain, name: str, blame: Blame, **fields: float) -> 
     return await models.failed(await permit(models, name), failure(blame, **fields))
 
 
+async def answer(models: ModelChain, granted: Permit) -> None:
+    """Let that call succeed."""
+    models.answered(granted, tokens=1)
+    await models.succeeded(granted)
+
+
 async def test_the_first_model_is_asked_as_long_as_it_can_be(clock: Clock) -> None:
     """Then the second; and the first one again by a single turn when its time is over."""
     models = a_chain(clock)
@@ -88,7 +94,7 @@ async def test_the_first_model_is_asked_as_long_as_it_can_be(clock: Clock) -> No
     probe = await permit(models, A, B)
     assert (probe.model, probe.is_probe) == (A, True)
     assert (await permit(models, A, B)).model == B
-    await models.succeeded(probe, tokens=1)
+    await answer(models, probe)
     assert (await permit(models, A, B)).model == A
 
 
@@ -97,7 +103,7 @@ async def test_only_failures_in_a_row_open_a_breaker(clock: Clock) -> None:
     models = a_chain(clock)
     for _ in range(4):
         assert not await fail(models, A, Blame.OUTAGE)
-    await models.succeeded(await permit(models, A), tokens=1)
+    await answer(models, await permit(models, A))
     for _ in range(4):
         assert not await fail(models, A, Blame.OUTAGE)
     assert await fail(models, A, Blame.OUTAGE)
@@ -138,7 +144,34 @@ async def test_a_refused_model_is_passed_over_and_is_the_last_resort(clock: Cloc
     await fail(models, B, Blame.BUSY, retry_after=20)
     assert B in (await parked(models, A, B)).reason
     clock.now += 400
-    await models.succeeded(await permit(models, A), tokens=1)
+    await answer(models, await permit(models, A))
+    assert models.is_closed(A)
+
+
+async def test_a_model_that_came_back_is_remembered_as_such(clock: Clock) -> None:
+    """From its first recovery on, through later windows: what happened before that says nothing about a turn."""
+    models = a_chain(clock, {"one": ProviderLimits(failures_to_open=1)})
+    await answer(models, await permit(models, A))
+    assert not models.has_recovered(A, within_seconds=5000)
+    await fail(models, A, Blame.OUTAGE)
+    clock.now += 30
+    await answer(models, await permit(models, A))
+    clock.now += 10
+    await fail(models, A, Blame.OUTAGE)
+    assert models.has_recovered(A, within_seconds=10.1)
+    assert not models.has_recovered(A, within_seconds=9.9)
+
+
+async def test_an_answer_frees_its_place_before_the_breakers_learn_it(clock: Clock) -> None:
+    """So that nobody queues behind the journal; the probe is over when the breakers know."""
+    models = a_chain(clock, {"one": ProviderLimits(max_concurrent=1, failures_to_open=1)})
+    await fail(models, A, Blame.OUTAGE)
+    clock.now += 30
+    probe = await permit(models, A)
+    models.answered(probe, tokens=1)
+    assert models._capacity.enter_now(A) is not None
+    assert not models.is_closed(A)
+    await models.succeeded(probe)
     assert models.is_closed(A)
 
 
@@ -196,12 +229,12 @@ async def test_a_429_in_a_crowd_halves_it_once(clock: Clock) -> None:
     for member in crowd:
         await models.failed(member, failure(Blame.BUSY, retry_after=5))
     clock.now += 5
-    await models.succeeded(await permit(models, A), tokens=1)
+    await answer(models, await permit(models, A))
     inside = [await permit(models, A) for _ in range(4)]
     assert isinstance(await ask(models, A), Parked)
     clock.now += GROWTH_SECONDS
     for member in inside:
-        await models.succeeded(member, tokens=1)
+        await answer(models, member)
     assert [isinstance(await ask(models, A, turn=str(number)), Permit) for number in range(6)] == [True] * 5 + [False]
 
 
@@ -228,7 +261,7 @@ async def test_a_change_is_one_line_in_the_log(clock: Clock, caplog: pytest.LogC
     with caplog.at_level(logging.INFO, logger=breaker_board.__name__):
         await fail(models, A, Blame.BUSY, retry_after=5)
         clock.now += 5
-        await models.succeeded(await permit(models, A), tokens=1)
+        await answer(models, await permit(models, A))
     assert [record.getMessage() for record in caplog.records] == [
         f"breaker=open model={A} until=1005.000 opens=1 cause=rate_limit reason=it said no",
         f"breaker=half_open model={A} until=1035.000 opens=1 cause=rate_limit reason=it said no",

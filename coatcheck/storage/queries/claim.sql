@@ -46,6 +46,8 @@ SELECT
     kept.gateway_id,
     kept.model,
     kept.cost_usd,
+    extract(epoch FROM now() - kept.created_at)::float8 AS age_seconds,
+    extract(epoch FROM now() - kept.completed_at)::float8 AS failed_seconds_ago, -- read as it was before the claim
     CASE WHEN claimed.calls IS NULL AND kept.status = 'done' THEN (
         SELECT content FROM agent_playground_messages
         WHERE instance_id = $1 AND role = 'assistant' AND (metadata ->> 'turn')::int = $2
