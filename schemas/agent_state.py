@@ -11,6 +11,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.subjects import encode_token
+
 HEARTBEAT_SECONDS: Final = 5.0
 """A worker says that it lives so often, whether anything has changed or not."""
 AWAY_SECONDS: Final = 3 * HEARTBEAT_SECONDS
@@ -21,7 +23,8 @@ MAX_TASKS: Final = 10
 """Tasks that an entry names; the others are counted. 10 take about 4 KB of the 64 KiB that a value may have."""
 MAX_STATE_BYTES: Final = 56 * 1024
 
-_PREFIX: Final = "agent."
+AGENT_PREFIX: Final = "agent."
+MODEL_PREFIX: Final = "model."
 
 
 class WorkerState(StrEnum):
@@ -99,9 +102,14 @@ class AgentState(BaseModel):
 
 def agent_key(agent: str) -> str:
     """The key of an agent; a slug needs no encoding."""
-    return _PREFIX + agent
+    return AGENT_PREFIX + agent
 
 
 def shown_tasks(tasks: Iterable[AgentTask]) -> list[AgentTask]:
     """The tasks that an entry names: the oldest, which are the ones that people ask about."""
     return sorted(tasks, key=lambda task: task.since)[:MAX_TASKS]
+
+
+def model_key(model: str) -> str:
+    """The key of a model's breaker, which the gateway puts."""
+    return f"{MODEL_PREFIX}{encode_token(model)}"

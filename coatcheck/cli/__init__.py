@@ -14,7 +14,17 @@ import typer
 from coatcheck.cli.voice import EXIT_FAILED, complain, tell
 from coatcheck.errors import CoatcheckError
 
-GROUPS: Final = ("demo", "stack", "pipeline", "programs", "questions", "records", "configuration", "operations")
+GROUPS: Final = (
+    "demo",
+    "stack",
+    "pipeline",
+    "programs",
+    "questions",
+    "records",
+    "agents",
+    "configuration",
+    "operations",
+)
 """Modules of commands, in the order of `--help`."""
 EXIT_INTERRUPTED: Final = 130
 DEBUG_VARIABLE: Final = "COATCHECK_DEBUG"
