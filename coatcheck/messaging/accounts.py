@@ -41,12 +41,18 @@ CORE: Final = "core"
 GATEWAY: Final = "gateway"
 SYSTEM: Final = "sys"
 OBSERVER: Final = "observer"
+JUDGE: Final = "judge"
+"""Reads everything and has its opinions stored; whoever judges runs uses it, a benchmark or a person."""
 
 OWN_JS_PREFIX: Final = "$JS.API"
 HUB_JS_PREFIX: Final = "JS.hub.API"
 
-SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT}
-"""Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each."""
+EVENTS: Final = "events"
+SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT, EVENTS: HUB}
+"""Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each.
+
+The judge may call `events` alone.
+"""
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
 
@@ -55,15 +61,24 @@ _GATEWAY_WRITES: Final = kv_subject(AGENT_STATE, "model.>")
 _CHANGES: Final = kv_changes(AGENT_STATE)
 """What the hub repeats to those who follow the state; a stream export, so nothing can be sent back through it."""
 
+PROJECTOR: Final = "events-projector"
+"""The durable consumer that brings the audit log into PostgreSQL."""
+
 LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
 """What happened, which core writes and agents do not even read."""
 _LIVE: Final = AUDIT_LOG.republish_to or ""
 """What the hub repeats to those who follow the audit log."""
 
-_ACCOUNTS: Final[Mapping[str, str]] = {CORE: HUB, GATEWAY: GATEWAY_ACCOUNT, SYSTEM: "SYS", OBSERVER: "OBSERVER"}
+_ACCOUNTS: Final[Mapping[str, str]] = {
+    CORE: HUB,
+    GATEWAY: GATEWAY_ACCOUNT,
+    SYSTEM: "SYS",
+    OBSERVER: "OBSERVER",
+    JUDGE: "JUDGE",
+}
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
-_READ_ALL: Final = ("STREAM.LIST", "STREAM.NAMES", "INFO")
-"""What the observer may ask besides: the list of streams and the account's totals."""
+_READ_ALL: Final = ("STREAM.LIST", "STREAM.NAMES", "INFO", f"CONSUMER.INFO.{AUDIT_LOG.name}.{PROJECTOR}")
+"""What the observer may ask besides: the list of streams, the account's totals, and how far the projector is."""
 
 
 class NatsUser(BaseModel):
@@ -157,7 +172,8 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
     streams = [*streams, *bucket_streams(agent.name for agent in agents)]
     blocks = [_hub(users, agents, streams), _gateway(users[GATEWAY], agents, streams)]
     blocks += [_agent(user, streams) for user in agents]
-    blocks += [_observer(users[OBSERVER], streams), f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}"]
+    blocks += [_observer(users[OBSERVER], streams), _judge(users[JUDGE], streams)]
+    blocks.append(f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}")
     body = "\n".join(blocks)
     return (
         f"# Written by coatcheck from its list of agents and streams.\naccounts {{\n{body}\n}}\nsystem_account: SYS\n"
@@ -165,15 +181,17 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
 
 
 def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
-    readers = [user.account for user in (*agents, users[GATEWAY], users[OBSERVER])]
+    auditors = [users[OBSERVER].account, users[JUDGE].account]
+    readers = [*(user.account for user in (*agents, users[GATEWAY])), *auditors]
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
-    auditors = [users[OBSERVER].account]
-    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", auditors) for verb in (*_stream_verbs(LOGS), *_READ_ALL)]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", auditors) for verb in _stream_verbs(LOGS)]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
     exports.append(_export_stream(_LIVE, auditors))
     exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
     exports.append(_export(_GATEWAY_WRITES, [users[GATEWAY].account]))
     exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
     exports += _served_by(HUB, agents)
+    exports.append(_export(_service(EVENTS, JUDGE), [users[JUDGE].account], REPLY_THRESHOLD))
     discovery = _import("$SRV.>", account=GATEWAY_ACCOUNT)
     return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=[discovery], jetstream=True)
 
@@ -230,6 +248,15 @@ def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
         publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"]
     )
     imports = [_import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    return _account(user.account, [_credentials(user, permissions)], imports=imports)
+
+
+def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+    verbs, report = _stream_verbs([*streams, *LOGS]), _service(EVENTS, JUDGE)
+    permissions = _permissions(
+        publish=[report, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)], subscribe=[_LIVE, f"{user.inbox_prefix}.>"]
+    )
+    imports = [_import(report), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 

@@ -48,6 +48,7 @@ HEADER_ERROR: Final = "Nats-Service-Error"
 
 _NO_MESSAGE: Final = 10037
 _NO_STREAM: Final = 10059
+_NO_CONSUMER: Final = 10014
 _MESSAGE_TOO_LARGE: Final = 10054
 STREAM_FULL: Final = 10077
 """A stream that discards new messages has reached a limit. JetStream calls that 503 as if it were away; it is not."""
@@ -295,6 +296,23 @@ class NatsClient:
         connection = await self._live(timeout_seconds)
         reply = await connection.request(subject, to_json(body) if body else b"", timeout_seconds=timeout_seconds)
         return _answer(reply.data, verb)
+
+    async def consumer_info(self, stream: str, name: str) -> dict[str, Any] | None:
+        """JetStream's state of a consumer, `None` when there is none; raises as `api` does."""
+        try:
+            return await self.api(f"CONSUMER.INFO.{stream}.{name}")
+        except MessagingRefusedError as error:
+            if error.err_code != _NO_CONSUMER:
+                raise
+            return None
+
+    async def connection(self) -> Connection:
+        """The present connection, for what has no method here; it may end at any time.
+
+        Raises:
+            MessagingUnavailableError: there is none just now.
+        """
+        return await self._live()
 
     async def max_message_bytes(self) -> int:
         """The largest payload that this client sends: the server's `max_payload` minus the room for headers."""

@@ -4,8 +4,8 @@ Two things must hold for each step: nothing arrives (no stream changes, no liste
 says so with a typed error at once instead of running into a time-out.
 """
 
-import asyncio
 import contextlib
+import functools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -17,9 +17,9 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from coatcheck.errors import MessagingUnavailableError, NotAuthorizedError
+from coatcheck.errors import DeliverableNotFoundError, MessagingUnavailableError, NotAuthorizedError
 from coatcheck.localstack.status import NatsStatus
-from coatcheck.messaging.accounts import ensure_keys
+from coatcheck.messaging.accounts import LOGS, ensure_keys
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import serve
@@ -40,13 +40,20 @@ FOREIGN_SUBJECTS = [
     "agog.deliverables.ROY.backend.customer-search",
     "agog.events.agent.cynthia.stage-completed.run-1",
     "agog.events.system.core.run-completed.run-1",
+    "agog.events.agent.roy.tool-completed.run-1",
+    "agog.events.judge.judge.judge-scored.run-1",
+    "agog.live.events.system.core.run-completed.run-1",
+    "agog.dead.events-projector",
+    "agog.svc.events.cynthia",
+    "agog.svc.events.core",
     "agog.svc.llm.cynthia",
     "agog.svc.ledger.pay.cynthia",
     "_INBOX_cynthia.abc",
     "_INBOX.abc",
     "_R_.abc",
     "$KV.agent_state.cynthia.balance",
-    "$KV.agent_state.agent.roy",
+    "$KV.agent_state.agent.cynthia",
+    "$KV.agent_state.agent.roy.more",
     "$KV.agent_state.model.x",
     "agog.kv.agent_state.model.x",
     "$O.artifacts_cynthia.C.x",
@@ -92,6 +99,18 @@ MANAGEMENT: list[tuple[str, dict[str, Any]]] = [
     ("CONSUMER.CREATE.OBJ_artifacts_cynthia", {"stream_name": "OBJ_artifacts_cynthia", "config": {}}),
     ("DIRECT.GET.OBJ_artifacts_cynthia", {"seq": 1}),
     ("STREAM.CREATE.KV_agent_state", {"name": "KV_agent_state", "subjects": ["$KV.agent_state.>"]}),
+    ("STREAM.PURGE.audit_log", {}),
+    ("STREAM.DELETE.audit_log", {}),
+    ("STREAM.MSG.DELETE.audit_log", {"seq": 1}),
+    ("STREAM.UPDATE.audit_log", {"name": "audit_log", "subjects": ["agog.nothing.>"]}),
+    ("STREAM.PURGE.dead_letters", {}),
+    ("DIRECT.GET.audit_log", {"seq": 1}),
+    ("CONSUMER.CREATE.audit_log", {"stream_name": "audit_log", "config": {"ack_policy": "none"}}),
+    ("CONSUMER.CREATE.audit_log.events-projector", {"stream_name": "audit_log", "config": {"ack_policy": "none"}}),
+    ("CONSUMER.MSG.NEXT.audit_log.events-projector", {"batch": 1}),
+    ("CONSUMER.RESET.audit_log.events-projector", {"seq": 1_000_000}),
+    ("CONSUMER.DELETE.audit_log.events-projector", {}),
+    ("CONSUMER.PAUSE.audit_log.events-projector", {"pause_until": "2100-01-01T00:00:00Z"}),
     ("META.LEADER.STEPDOWN", {}),
     ("ACCOUNT.PURGE.HUB", {}),
 ]
@@ -106,6 +125,10 @@ LISTENING = [
     ("agog.svc.llm.roy", ""),
     ("agog.svc.llm.*", "q"),
     ("agog.svc.llm.cynthia", "q"),
+    ("agog.svc.events.>", ""),
+    ("agog.svc.events.roy", "q"),
+    ("agog.svc.events.judge", "q"),
+    ("agog.dead.>", ""),
     ("_INBOX.>", ""),
     ("_INBOX_cynthia.>", ""),
     ("*.>", ""),
@@ -120,6 +143,17 @@ LISTENING = [
 ]
 STATE_CHANGES = [("agog.kv.agent_state.>", ""), ("agog.kv.agent_state.model.x", "q")]
 """For the gateway and the observer; not for agents."""
+
+LIVE_EVENTS = [("agog.live.events.>", ""), ("agog.live.events.agent.roy.>", "q")]
+"""For the observer and the judge; not for agents, nor for the gateway."""
+READING_LOGS: list[tuple[str, dict[str, Any]]] = [
+    ("STREAM.INFO.audit_log", {}),
+    ("STREAM.INFO.dead_letters", {}),
+    ("STREAM.MSG.GET.audit_log", {"seq": 1}),
+    ("STREAM.MSG.GET.audit_log", {"seq": 1, "next_by_subj": "agog.events.agent.roy.>"}),
+    ("STREAM.MSG.GET.dead_letters", {"seq": 1}),
+    ("CONSUMER.INFO.audit_log.events-projector", {}),
+]
 
 
 class Witness:
@@ -189,7 +223,7 @@ async def test_an_agent_cannot_manage_streams(
     await refused_at_once(roy.request(f"$JS.API.{verb}", json.dumps(body).encode()))
 
 
-@pytest.mark.parametrize(("subject", "queue"), [*LISTENING, *STATE_CHANGES])
+@pytest.mark.parametrize(("subject", "queue"), [*LISTENING, *STATE_CHANGES, *LIVE_EVENTS])
 async def test_an_agent_cannot_listen(roy: NatsClient, subject: str, queue: str) -> None:
     """Not even on its own service subject, where it would answer itself."""
 
@@ -216,6 +250,56 @@ async def test_the_observer_cannot_manage_streams(
     await refused_at_once(observer.api(verb, body))
 
 
+@pytest.mark.parametrize("reader", [*AGENTS, "gateway"])
+async def test_nobody_else_reads_what_happened(nats_server: NatsStatus, core: NatsClient, reader: str) -> None:
+    """Not even an agent its own events: tool errors of others and people's decisions are beside them."""
+    assert core
+
+    async def ignore(_: Msg) -> None: ...
+
+    async with client_as(nats_server, reader) as client:
+        for verb, body in READING_LOGS:
+            await refused_at_once(client.api(verb, body))
+        for subject, queue in LIVE_EVENTS:
+            await refused_at_once(client.subscribe(subject, ignore, queue=queue))
+
+
+@pytest.mark.parametrize("caller", [*AGENTS, "gateway", "observer", "judge"])
+async def test_each_reports_events_under_its_own_name(nats_server: NatsStatus, core: NatsClient, caller: str) -> None:
+    """Every identity against every reporter's subject: only its own arrives, and is answered."""
+
+    async def answer(name: str, _: bytes) -> bytes:
+        return name.encode()
+
+    reporters = [*AGENTS, "judge"]
+    endpoints = {f"agog.svc.events.{name}": functools.partial(answer, name) for name in reporters}
+    async with (
+        serve(core, name="events", version="1.0.0", endpoints=endpoints),
+        client_as(nats_server, caller) as client,
+    ):
+        for name in reporters:
+            attempt = client.request(f"agog.svc.events.{name}", b"{}")
+            if name == caller:
+                assert await attempt == name.encode()
+            else:
+                await refused_at_once(attempt)
+
+
+async def test_the_judge_judges_and_nothing_else(nats_server: NatsStatus, core: NatsClient, witness: Witness) -> None:
+    """It reads everything, follows the events, and stores nothing itself."""
+    assert core
+    async with client_as(nats_server, "judge") as judge:
+        for spec in [*STREAMS, *bucket_streams(AGENTS), *LOGS]:
+            assert (await judge.api(f"STREAM.INFO.{spec.name}"))["config"]["name"] == spec.name
+        for subject in [*FOREIGN_SUBJECTS, "agog.deliverables.roy.backend.x", "agog.svc.llm.judge", "agog.svc.llm.roy"]:
+            await refused_at_once(judge.send(subject, b"forged"))
+        for verb, body in MANAGEMENT:
+            await refused_at_once(judge.api(verb, body))
+        for subject, queue in [*LISTENING, *STATE_CHANGES]:
+            await refused_at_once(judge.subscribe(subject, witness.hear, queue=queue))
+        await judge.subscribe("agog.live.events.>", witness.hear)
+
+
 async def test_the_observer_cannot_publish(observer: NatsClient, witness: Witness) -> None:
     """Nor ask a service, nor on an agent's behalf."""
     assert witness
@@ -231,7 +315,14 @@ async def test_the_gateway_cannot_write(nats_server: NatsStatus, core: NatsClien
             await refused_at_once(gateway.send(subject, b"forged"))
         for verb, body in MANAGEMENT:
             await refused_at_once(gateway.api(verb, body))
-        for subject in [">", "agog.deliverables.>", "_INBOX_roy.>", "agog.svc.ledger.>"]:
+        for subject in [
+            ">",
+            "agog.svc.events.>",
+            "agog.svc.events.roy",
+            "agog.deliverables.>",
+            "_INBOX_roy.>",
+            "agog.svc.ledger.>",
+        ]:
             await refused_at_once(gateway.subscribe(subject, witness.hear))
     assert core
 
@@ -239,6 +330,11 @@ async def test_the_gateway_cannot_write(nats_server: NatsStatus, core: NatsClien
 FORGED_REPLIES = [
     "agog.deliverables.cynthia.research.customer-search",
     "agog.events.agent.cynthia.stage-completed.run-1",
+    "agog.events.system.core.run-completed.run-1",
+    "agog.svc.events.cynthia",
+    "agog.svc.events.judge",
+    "agog.live.events.system.core.run-completed.run-1",
+    "$JS.API.CONSUMER.RESET.audit_log.events-projector",
     "agog.svc.llm.cynthia",
     "_INBOX_cynthia.abc",
     f"$JS.API.STREAM.PURGE.{RESEARCH}",
@@ -263,26 +359,31 @@ ANSWERED = [
     pytest.param("$O.artifacts_{own}.C.bait", b"bytes of the attacker's choice", id="PubAck of a chunk"),
     pytest.param("JS.hub.API.STREAM.MSG.GET.OBJ_artifacts_roy", b'{"seq": 1}', id="chunk"),
     pytest.param("agog.svc.llm.{own}", b"echo", id="service reply"),
+    pytest.param("agog.svc.events.{own}", b"echo", id="reply of the hub's own service"),
 ]
 
 
 @pytest.fixture
-async def echo_service(nats_server: NatsStatus) -> AsyncIterator[None]:
-    """Answers the model turns of every agent with what they sent."""
+async def echo_service(nats_server: NatsStatus, core: NatsClient) -> AsyncIterator[None]:
+    """Answers the model turns of every agent, and the events of all who report any, with what they sent."""
 
     async def echo(payload: bytes) -> bytes:
         return payload
 
     async with client_as(nats_server, "gateway") as gateway:
         endpoints = {f"agog.svc.llm.{agent}": echo for agent in ("roy", "cynthia")}
-        async with serve(gateway, name="echo", version="1.0.0", endpoints=endpoints):
+        reports = {f"agog.svc.events.{name}": echo for name in ("roy", "cynthia", "judge")}
+        async with (
+            serve(gateway, name="echo", version="1.0.0", endpoints=endpoints),
+            serve(core, name="events", version="1.0.0", endpoints=reports),
+        ):
             yield
 
 
 @pytest.mark.usefixtures("echo_service")
 @pytest.mark.parametrize("reply", FORGED_REPLIES)
 @pytest.mark.parametrize(("subject", "payload"), ANSWERED)
-@pytest.mark.parametrize("attacker", ["roy", "gateway", "observer"])
+@pytest.mark.parametrize("attacker", ["roy", "gateway", "observer", "judge"])
 async def test_forged_reply_subjects_reach_nobody(  # noqa: PLR0917
     nats_server: NatsStatus,
     core: NatsClient,
@@ -353,7 +454,7 @@ async def test_the_attack_works_inside_one_account(nats_server: NatsStatus, core
 async def test_raw_clients_change_nothing(nats_server: NatsStatus, core: NatsClient, witness: Witness) -> None:
     """Everything again, by nats-py clients that ignore what the server says."""
     assert core
-    for attacker in ("roy", "observer"):
+    for attacker in ("roy", "observer", "judge"):
         complaints: list[str] = []
         async with await raw_client_as(nats_server, attacker, complaints) as raw:
             for subject, queue in LISTENING:
@@ -389,6 +490,31 @@ async def test_another_agents_message_id_poisons_nothing(roy: NatsClient, cynthi
     assert (await DeliverableService(roy).fetch(published.ref)).deliverable.content == "# The real one"
 
 
+async def test_in_a_stream_of_two_writers_one_suppresses_the_other(roy: NatsClient, core: NatsClient) -> None:
+    """The control, and why the audit log has one writer: where an agent may publish, it takes the system's id first.
+
+    The real event is then acknowledged as a duplicate and never stored. The naive set-up is a stream with subjects of
+    both; the real one refuses the first step.
+    """
+    event = "5d0c6f0e-0000-5000-8000-000000000001"
+    naive = {"name": "naive_log", "subjects": ["naive.system.>", "naive.roy.>"], "duplicate_window": 60 * 10**9}
+    await core.api("STREAM.CREATE.naive_log", naive)
+    try:
+        await core.publish("naive.roy.noise", b"{}", message_id=event, stream="naive_log")
+        suppressed = await core.publish("naive.system.run-failed", b"{}", message_id=event, stream="naive_log")
+        assert suppressed.duplicate
+        with pytest.raises(DeliverableNotFoundError):
+            await core.fetch_by_subject("naive_log", "naive.system.run-failed")
+    finally:
+        await core.api("STREAM.DELETE.naive_log")
+    for subject in ("agog.events.agent.roy.tool-completed.x", "agog.events.noise"):
+        await refused_at_once(roy.publish(subject, b"{}", message_id=event, stream="audit_log"))
+    # On every stream that the agent can write, the id is another stream's: nothing is suppressed there.
+    await roy.publish("agog.deliverables.roy.backend.noise", b"{}", message_id=event, stream=BACKEND)
+    stored = await core.publish("agog.events.system.core.run-failed.x", b"{}", message_id=event, stream="audit_log")
+    assert not stored.duplicate
+
+
 async def test_an_agent_fills_only_its_own_bucket(nats_server: NatsStatus, core: NatsClient, witness: Witness) -> None:
     """By a client that does not look at refusals, with every header that could replace or remove something."""
     headers = [{}, {"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}, {"KV-Operation": "PURGE"}]
@@ -417,19 +543,12 @@ async def test_rollup_and_delete_headers_do_nothing(roy: NatsClient) -> None:
 
 
 async def test_what_an_agent_may_do(nats_server: NatsStatus, core: NatsClient, roy: NatsClient) -> None:
-    """Its own deliverables, its own events, its own requests, reading everybody's deliverables."""
-    heard: asyncio.Queue[str] = asyncio.Queue()
-
-    async def hear(message: Msg) -> None:
-        heard.put_nowait(message.subject)
-
-    subscription = await core.subscribe("agog.events.agent.>", hear)
-    await roy.send("agog.events.agent.roy.stage-completed.run-1", b"{}")
-    async with asyncio.timeout(5):
-        assert await heard.get() == "agog.events.agent.roy.stage-completed.run-1"
-    await core.unsubscribe(subscription)
-    with pytest.raises(MessagingUnavailableError, match="nobody answers"):
-        await roy.request("agog.svc.llm.roy", b"{}")
+    """Its own deliverables, its own requests, reading everybody's deliverables."""
+    ack = await roy.publish("agog.deliverables.roy.backend.may", b"{}", message_id="may", stream=BACKEND)
+    assert (await core.fetch_by_sequence(BACKEND, ack.sequence)).subject == "agog.deliverables.roy.backend.may"
+    for service in ("llm", "events"):
+        with pytest.raises(MessagingUnavailableError, match="nobody answers"):
+            await roy.request(f"agog.svc.{service}.roy", b"{}")
     for spec in [*STREAMS, *bucket_streams(AGENTS)]:
         assert (await roy.api(f"STREAM.INFO.{spec.name}"))["config"]["name"] == spec.name
     assert nats_server

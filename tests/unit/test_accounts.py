@@ -16,7 +16,7 @@ def test_keys_are_private_and_stay(tmp_path: Path) -> None:
     folder = tmp_path / "nats" / "keys"
     users = ensure_keys(folder, AGENTS)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(users) == {"core", "gateway", "sys", "observer", *AGENTS}
+    assert set(users) == {"core", "gateway", "sys", "observer", "judge", *AGENTS}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert ensure_keys(folder, AGENTS) == users
@@ -44,7 +44,7 @@ def test_a_process_needs_its_own_key_only(tmp_path: Path) -> None:
         load_user(alone, "jen")
 
 
-@pytest.mark.parametrize("name", ["hub", "core", "gateway", "sys", "observer", "Roy", "a.b", ""])
+@pytest.mark.parametrize("name", ["hub", "core", "gateway", "sys", "observer", "judge", "Roy", "a.b", ""])
 def test_names_that_are_taken_or_illegal_are_refused(tmp_path: Path, name: str) -> None:
     """Before any key is made."""
     with pytest.raises(ValueError, match=r"slug|named"):
