@@ -29,14 +29,16 @@ class StateActivities:
         """Store the step.
 
         Idempotent: the rows are absolute, guarded by the run's revision, and event ids are deterministic, so a worker
-        that dies anywhere in between leaves, in the end, the same rows and the same events behind. Neither waits for
-        the other: a run is only told to go on when both are stored.
+        that dies anywhere in between leaves, in the end, the same rows and the same events behind. The turns of a
+        round come from the rows and are told before its end; else neither waits for the other.
         """
         await failpoint("state.before_record")
-        turns, _ = await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))
-        if turns:
-            await failpoint("state.before_turns")
-            await self._log.publish(turn_events(step, turns))
+        if any(task.status != "running" for task in step.tasks):
+            turns = await state.record(self._pool, step)
+            await failpoint("state.before_events")
+            await self._log.publish([*turn_events(step, turns), *step.events])
+        else:
+            await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))
         await failpoint("state.after_record")
 
 

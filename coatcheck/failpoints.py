@@ -21,8 +21,9 @@ from typing import Final
 POINTS: Final[frozenset[str]] = frozenset(
     {
         "state.before_record",
-        "state.before_turns",
+        "state.before_events",
         "state.after_record",
+        "events.before_store",
         "agent.before_turn",
         "agent.after_turn",
         "agent.before_publish",

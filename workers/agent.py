@@ -27,6 +27,7 @@ from coatcheck.errors import TurnRefusedError
 from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.messaging.event_reports import report_events
 from coatcheck.settings import Settings
 from coatcheck.workspace.checks import CheckRunner
 from coatcheck.workspace.folder import WorkspaceFolder
@@ -103,7 +104,13 @@ def _worker(role: Role, nats: NatsClient, process: _Process, presence: Presence)
         artifacts=ArtifactStore(nats),
         checks=CheckRunner(sandbox, process.settings.workspaces_dir),
     )
-    runner = StageRunner(role, author=_author(role, nats, process), stores=stores, workspaces=process.workspaces)
+    runner = StageRunner(
+        role,
+        author=_author(role, nats, process),
+        stores=stores,
+        workspaces=process.workspaces,
+        send_events=functools.partial(report_events, nats, role.agent),
+    )
     return Worker(
         process.client,
         task_queue=agent_queue(role.agent),

@@ -1,16 +1,19 @@
 """The core worker: workflows and state activities. The only worker with the rights of the database's owner."""
 
+import functools
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 
 from temporalio.worker import Worker
 
 from activities.state import StateActivities
 from coatcheck.config import load_config
+from coatcheck.events.intake import EventIntake
 from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
+from coatcheck.messaging.service import serve
 from coatcheck.messaging.streams import (
     check_sync_always,
     ensure_streams,
@@ -20,9 +23,11 @@ from coatcheck.messaging.streams import (
 )
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
-from coatcheck.storage.state import recorded_sequences
+from coatcheck.storage.state import known_runs, own_tasks, recorded_sequences
 from schemas.config import Config
+from schemas.events import JUDGE
 from schemas.streams import StreamSpec, bucket_streams
+from schemas.subjects import events_subject
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
@@ -46,7 +51,10 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "core"))
         await _check_durability(settings.nats_monitor_url)
-        await _ensure_streams(nats, pool, load_config(settings.config_file))
+        team = load_config(settings.config_file)
+        await _ensure_streams(nats, pool, team)
+        log = EventLog(nats)
+        await stack.enter_async_context(_intake(log, pool, nats, team))
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await stack.enter_async_context(
@@ -54,7 +62,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
                 client,
                 task_queue=CORE,
                 workflows=[FeaturePipelineWorkflow, ProgramWorkflow],
-                activities=[StateActivities(pool, EventLog(nats)).record],
+                activities=[StateActivities(pool, log).record],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
                 build_id=BUILD_ID,
@@ -63,6 +71,18 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
             )
         )
         await lifecycle.serve()
+
+
+def _intake(log: EventLog, pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncContextManager[None]:
+    """Serve the events of agents and judges."""
+    intake = EventIntake(
+        log,
+        own_tasks=functools.partial(own_tasks, pool),
+        known_runs=functools.partial(known_runs, pool),
+    )
+    reporters = [*team.agents, JUDGE]
+    endpoints = {events_subject(name): functools.partial(intake.handle, name) for name in reporters}
+    return serve(nats, name="events", version="1.0.0", endpoints=endpoints)
 
 
 async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:

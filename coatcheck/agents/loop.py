@@ -3,7 +3,8 @@
 Order and idempotency: the turns are journalled by the proxy under (task key, turn); files are stored by their content;
 the deliverable is published with the task key as its message id, last, so that it never names a file that is not there;
 the notice is made from what is stored. A second attempt replays the turns for nothing, finds its files and its message
-and returns the same ticket, wherever the first one died.
+and returns the same ticket, wherever the first one died. What the round did is told last, under ids that a second
+attempt tells again (`RoundEvents`).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from coatcheck.agents.author import Author, Spent, Written
 from coatcheck.agents.desk import MADE_FROM, Desk, Stores
+from coatcheck.agents.events import MAX_ARTIFACTS, RoundEvents, SendEvents
 from coatcheck.agents.evidence import as_markdown, objection, summarise
 from coatcheck.agents.prompt import build_prompt
 from coatcheck.agents.proxy_model import TaskFinishedError
@@ -25,6 +27,7 @@ from coatcheck.failpoints import failpoint
 from coatcheck.workspace.folder import WorkspaceFolder
 from schemas.activities import StageOrder
 from schemas.deliverable import Deliverable, DeliverableMetadata, DeliverableRef, StoredDeliverable
+from schemas.event_payloads import DeliverablePublished
 from schemas.evidence import Evidence
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import StageKind
@@ -48,11 +51,14 @@ class Task:
 class StageRunner:
     """Runs rounds for one agent identity."""
 
-    def __init__(self, role: Role, *, author: Author, stores: Stores, workspaces: WorkspaceFolder) -> None:
+    def __init__(
+        self, role: Role, *, author: Author, stores: Stores, workspaces: WorkspaceFolder, send_events: SendEvents
+    ) -> None:
         self._role = role
         self._author = author
         self._stores = stores
         self._workspaces = workspaces
+        self._send_events = send_events
 
     async def run(self, task: Task) -> Notice:
         """Do the round and return its notice; raises as `_run` does.
@@ -78,22 +84,31 @@ class StageRunner:
         started = time.monotonic()
         prompt, claims = build_prompt(self._role, task.order)
         with ExitStack() as stack:
-            desk = Desk(
-                order=task.order,
-                claims=claims,
-                stores=self._stores,
-                open_workspace=lambda: stack.enter_context(self._workspaces.open(task.task_key, task.order.stage)),
-            )
-            try:
-                written = await self._author.write(task.task_key, prompt, desk)
-            except TaskFinishedError as finished:
-                return finished.notice
-            if isinstance(written, StoredDeliverable):
-                return self._notice(written.deliverable, Spent(), ref=written.ref, task=task)
-            deliverable = await self._wrap(written, desk, started)
-            ref, stored = await self._publish(deliverable, task)
+            async with RoundEvents(self._role.agent, task.order, self._send_events) as events:
+                events.attempt(task.attempt)
+                desk = Desk(
+                    order=task.order,
+                    claims=claims,
+                    stores=self._stores,
+                    events=events,
+                    open_workspace=lambda: stack.enter_context(self._workspaces.open(task.task_key, task.order.stage)),
+                )
+                try:
+                    stored, spent = await self._deliver(task, desk, prompt, started)
+                except TaskFinishedError as finished:
+                    return finished.notice
+                events.published(self._told(stored, task.order))
+                if (evidence := _evidence(stored.deliverable)) is not None:
+                    events.evidence(str(evidence.isolation), summarise(evidence))
             await asyncio.to_thread(stack.close)  # many files take seconds to remove
-        return self._notice(stored, written.spent, ref=ref, task=task)
+        return self._notice(stored.deliverable, spent, ref=stored.ref, task=task)
+
+    async def _deliver(self, task: Task, desk: Desk, prompt: str, started: float) -> tuple[StoredDeliverable, Spent]:
+        """Have the report written and publish it, or find what an earlier attempt has published."""
+        written = await self._author.write(task.task_key, prompt, desk)
+        if isinstance(written, StoredDeliverable):
+            return written, Spent()
+        return await self._publish(await self._wrap(written, desk, started), task), written.spent
 
     async def _wrap(self, written: Written, desk: Desk, started: float) -> Deliverable:
         """Put the report, its files and, for a test, its evidence together."""
@@ -130,7 +145,7 @@ class StageRunner:
             fields |= {"summary": f"The claim of a pass was not accepted: {doubt}"}
         return fields, content.rstrip() + as_markdown(evidence, doubt)
 
-    async def _publish(self, deliverable: Deliverable, task: Task) -> tuple[DeliverableRef, Deliverable]:
+    async def _publish(self, deliverable: Deliverable, task: Task) -> StoredDeliverable:
         """Publish, or find what an earlier attempt has published; the notice is about what is stored."""
         await failpoint("agent.before_publish")
         published = await self._stores.deliverables.publish_report(
@@ -140,7 +155,26 @@ class StageRunner:
             subject=self._subject(task.order),
         )
         await failpoint("agent.after_publish")
-        return published.ref, published.earlier or deliverable
+        return StoredDeliverable(
+            subject=self._subject(task.order),
+            ref=published.ref,
+            task_key=task.task_key,
+            deliverable=published.earlier or deliverable,
+        )
+
+    def _told(self, stored: StoredDeliverable, order: StageOrder) -> DeliverablePublished:
+        artifacts = stored.deliverable.artifacts
+        return DeliverablePublished(
+            stage=order.stage,
+            round=order.round,
+            subject=stored.subject,
+            stream=stored.ref.stream,
+            sequence=stored.ref.sequence,
+            sha256=stored.ref.sha256,
+            bytes=stored.ref.bytes,
+            files=len(artifacts),
+            artifacts=artifacts[:MAX_ARTIFACTS],
+        )
 
     def _subject(self, order: StageOrder) -> str:
         return deliverable_subject(self._role.agent, self._role.task_type, order.feature)
@@ -154,7 +188,7 @@ class StageRunner:
             "verdict": said.get("verdict"),
             "rework": said.get("rework") or None,
             "findings": _marks([Finding.model_validate(item) for item in said.get("findings") or []]) or None,
-            "evidence": summarise(Evidence.model_validate(said["evidence"])) if "evidence" in said else None,
+            "evidence": summarise(evidence) if (evidence := _evidence(stored)) is not None else None,
         }
         is_blocked = said["blockers"] != NO_BLOCKERS
         return self._stores.deliverables.create_notice(
@@ -174,6 +208,11 @@ class StageRunner:
             tokens_out=spent.tokens_out,
             **{name: value for name, value in optional.items() if value is not None},
         )
+
+
+def _evidence(deliverable: Deliverable) -> Evidence | None:
+    said = deliverable.metadata.model_extra or {}
+    return Evidence.model_validate(said["evidence"]) if "evidence" in said else None
 
 
 def _marks(findings: list[Finding]) -> list[str]:

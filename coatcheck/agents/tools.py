@@ -5,7 +5,8 @@ the turns after it are journalled, so its second result is never read. Refusals 
 """
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import Field
@@ -40,7 +41,20 @@ LISTED_FILES: Final = 1000
 def add_tools(agent: Agent[Desk, Any], role: Role) -> None:
     """Offer the role's tools; those that change files run one after the other, in the order of the model's calls."""
     for name in role.tools:
-        agent.tool(sequential=name in _SEQUENTIAL)(_TOOLS[name])
+        agent.tool(sequential=name in _SEQUENTIAL)(_told(_TOOLS[name]))
+
+
+def _told(tool: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+    """The tool, telling how each call of it went."""
+
+    @functools.wraps(tool)
+    async def call(context: RunContext[Desk], *args: Any, **options: Any) -> str:
+        with context.deps.events.tool(str(context.tool_name), str(context.tool_call_id)) as run:
+            result = await tool(context, *args, **options)
+            run.result_bytes = len(result.encode("utf-8", "replace"))
+        return result
+
+    return call
 
 
 async def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int = 0) -> str:
@@ -150,7 +164,7 @@ async def _workspace(context: RunContext[Desk], use: Callable[[Workspace], _Resu
         raise ModelRetry(f"{error}{f' ({error.hint})' if error.hint else ''}") from error
 
 
-_TOOLS: Final[dict[str, Callable[..., Any]]] = {
+_TOOLS: Final[dict[str, Callable[..., Awaitable[str]]]] = {
     FETCH_DELIVERABLE: fetch_deliverable,
     LIST_FILES: list_files,
     READ_FILE: read_file,

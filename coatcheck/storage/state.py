@@ -5,6 +5,7 @@ absolute state and can be repeated or come late. The conversation of a finished 
 statement: its last answer holds the whole report, up to 9 MB, and the report is already on its stream.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -174,6 +175,25 @@ async def finished_notice(executor: Executor, task_key: str, agent: str) -> dict
         notice: dict[str, Any] = row["output_data"]
         return notice
     raise TaskClosedError(f"the task {task_key!r} of {agent!r} is {row['status']}")
+
+
+async def own_tasks(executor: Executor, agent: str, task_keys: Collection[str]) -> set[str]:
+    """Of these tasks, those that are recorded as the agent's, whatever became of them."""
+    with storage_errors():
+        rows = await executor.fetch(
+            "SELECT execution_id FROM task_executions WHERE agent_id = $1 AND execution_id = ANY ($2::text[])",
+            *(agent, list(task_keys)),
+        )
+    return {row["execution_id"] for row in rows}
+
+
+async def known_runs(executor: Executor, run_keys: Collection[str]) -> set[str]:
+    """Of these runs, those that are recorded."""
+    with storage_errors():
+        rows = await executor.fetch(
+            "SELECT workflow_id FROM workflows WHERE workflow_id = ANY ($1::text[])", list(run_keys)
+        )
+    return {row["workflow_id"] for row in rows}
 
 
 _RUN: Final = """

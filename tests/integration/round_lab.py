@@ -2,7 +2,7 @@
 
 import itertools
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic_ai.usage import RequestUsage
 from coatcheck.agents.author import Author, ModelAuthor
 from coatcheck.agents.desk import Stores
 from coatcheck.agents.loop import StageRunner, Task
+from coatcheck.errors import MessagingUnavailableError
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
@@ -25,6 +26,7 @@ from schemas.activities import StageInputRef, StageOrder
 from schemas.config import CheckLimits
 from schemas.conversation import TurnAnswer, TurnReply, TurnRequest
 from schemas.deliverable import Deliverable
+from schemas.events import AgentEvent
 from schemas.notice import Notice
 from schemas.roles import DEFAULT_ROLES, SUBMIT_REPORT, Role
 
@@ -74,6 +76,15 @@ class RoundLab:
         self._rounds = {name: itertools.count(1) for name in ("research", "critique", "backend", "frontend", "qa")}
         self.shelf: dict[str, StageInputRef] = {}
         """Stage → its latest deliverable."""
+        self.events: list[AgentEvent] = []
+        """What the agents told."""
+        self.is_heard = True
+        """Whether anybody stores it."""
+
+    async def _hear(self, events: Sequence[AgentEvent]) -> None:
+        if not self.is_heard:
+            raise MessagingUnavailableError("nobody stores events")
+        self.events += events
 
     def runner(self, role: Role, author: Author) -> StageRunner:
         """A worker's runner for one agent."""
@@ -83,7 +94,9 @@ class RoundLab:
             artifacts=ArtifactStore(client),
             checks=CheckRunner(Sandbox(CheckLimits()), self.folder),
         )
-        return StageRunner(role, author=author, stores=stores, workspaces=WorkspaceFolder(self.folder))
+        return StageRunner(
+            role, author=author, stores=stores, workspaces=WorkspaceFolder(self.folder), send_events=self._hear
+        )
 
     def task(self, stage: str, needs: Iterable[str] = ()) -> Task:
         """The next round of a stage, with the latest deliverables of what it needs and its own last one."""

@@ -5,8 +5,8 @@ Only the transport between agent and proxy is short: `ask` calls `LLMProxy.handl
 
 import json
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from schemas import errors
 from schemas.activities import StageInputRef, StageOrder
 from schemas.config import CheckLimits
 from schemas.deliverable import DeliverableRef
+from schemas.events import AgentEvent
 from schemas.notice import Notice
 from schemas.roles import DEFAULT_ROLES, Role
 from tests.integration.nats_clients import client_as
@@ -68,15 +69,26 @@ class Team:
     clients: dict[str, NatsClient]
     run_key: str
     folder: Path
+    events: list[AgentEvent] = field(default_factory=list)
+    """What the agents told."""
 
     async def run(self, agent: str, *, attempt: int = 1, role: Role | None = None, **order: Any) -> Notice:
         """One attempt at the first round of that agent's stage, by a worker that has just started."""
         role = role or DEFAULT_ROLES[agent]
         author = ModelAuthor(role, ask=partial(self.gateway.proxy.handle, agent), stopping=lambda: False)
-        runner = StageRunner(role, author=author, stores=self._stores(agent), workspaces=WorkspaceFolder(self.folder))
+        runner = StageRunner(
+            role,
+            author=author,
+            stores=self._stores(agent),
+            workspaces=WorkspaceFolder(self.folder),
+            send_events=self._hear,
+        )
         stage = role.task_type
         stage_order = StageOrder(run_key=self.run_key, feature="search", stage=stage, round=1, **order)
         return await runner.run(Task(stage_order, task_key=f"{self.run_key}/{stage}-1", attempt=attempt))
+
+    async def _hear(self, events: Sequence[AgentEvent]) -> None:
+        self.events += events
 
     def _stores(self, agent: str) -> Stores:
         client = self.clients[agent]

@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from coatcheck.errors import AgentOutputError
+from coatcheck.errors import AgentOutputError, MessagingUnavailableError
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
+from schemas.events import DeliverablePublished, ToolCompleted
 from schemas.notice import MAX_NOTICE_BYTES, Notice
 from schemas.roles import DEFAULT_ROLES
+from schemas.workflow_ids import event_id
 from tests.integration.nats_clients import client_as
 from tests.integration.round_lab import PreparedTurns, RoundLab, submits
 
@@ -51,6 +54,62 @@ async def test_a_second_attempt_delivers_the_same(lab: RoundLab) -> None:
     first = await lab.attempt(role, model, task)
     second = await lab.attempt(role, model, task)
     assert (second.ref, second.files_modified) == (first.ref, 1)
+
+
+async def test_what_a_round_tells(lab: RoundLab) -> None:
+    """Each tool call with its outcome, the deliverable, the evidence; all about its own task, caused by its start."""
+    task = lab.task("backend")
+    model = PreparedTurns([[("write_file", {"path": "../x", "content": ""})], [("write_file", APP)], submits()])
+    notice = await lab.attempt(DEFAULT_ROLES["roy"], model, task)
+    refused, wrote, published = lab.events
+    assert isinstance(refused, ToolCompleted)
+    assert isinstance(wrote, ToolCompleted)
+    assert isinstance(published, DeliverablePublished)
+    assert [(item.payload.tool, item.payload.outcome) for item in (refused, wrote)] == [
+        ("write_file", "error"),
+        ("write_file", "ok"),
+    ]
+    assert "path" in refused.payload.error
+    assert wrote.payload.result_bytes == len(f"wrote backend/app.py, {len(APP['content'])} bytes")
+    told = published.payload
+    assert (told.stream, told.sequence, told.sha256) == (notice.ref.stream, notice.ref.sequence, notice.ref.sha256)
+    assert [item.path for item in told.artifacts] == ["app.py"]
+    assert {item.entity_id for item in lab.events} == {task.task_key}
+    assert {item.causation_id for item in lab.events} == {event_id(task.task_key, "stage.started")}
+
+
+async def test_a_second_attempt_tells_the_same_and_that_it_is_one(lab: RoundLab) -> None:
+    """Under the same ids, so that all of it is stored once."""
+    role, task = DEFAULT_ROLES["roy"], lab.task("backend")
+    model = PreparedTurns([[("write_file", APP)], submits()])
+    await lab.attempt(role, model, task)
+    first = [item.event_id for item in lab.events]
+    lab.events.clear()
+    await lab.attempt(role, model, replace(task, attempt=2))
+    assert [item.event_type for item in lab.events] == ["attempt.started", "tool.completed", "deliverable.published"]
+    assert [item.event_id for item in lab.events[1:]] == first
+
+
+async def test_a_round_is_not_over_before_its_events_are_stored(lab: RoundLab) -> None:
+    """Nobody stores them: the attempt fails, and the next one tells all of it."""
+    role, task = DEFAULT_ROLES["roy"], lab.task("backend")
+    model = PreparedTurns([[("write_file", APP)], submits()])
+    lab.is_heard = False
+    with pytest.raises(MessagingUnavailableError):
+        await lab.attempt(role, model, task)
+    lab.is_heard = True
+    await lab.attempt(role, model, replace(task, attempt=2))
+    assert [item.event_type for item in lab.events] == ["attempt.started", "tool.completed", "deliverable.published"]
+
+
+async def test_a_failed_attempt_tells_what_it_did(lab: RoundLab) -> None:
+    """Its own error is the one that counts, also when nobody hears what it did."""
+    model = PreparedTurns([[("write_file", APP)], *[[("submit_report", {"report": ""})]] * 4])
+    task = lab.task("backend")
+    for lab.is_heard in (True, False):
+        with pytest.raises(AgentOutputError):
+            await lab.attempt(DEFAULT_ROLES["roy"], model, task)
+    assert [item.event_type for item in lab.events] == ["tool.completed"]
 
 
 async def test_the_next_round_has_the_files_of_the_last(lab: RoundLab) -> None:
