@@ -55,6 +55,8 @@ class AgentWorker(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     state: WorkerState
+    since: datetime
+    """When it came into that state."""
     tasks: list[AgentTask] = []
     """The oldest ones, at most `MAX_TASKS`."""
     task_count: int = Field(0, ge=0)

@@ -61,6 +61,8 @@ class Presence:
         self._started_at = datetime.now(UTC)
         self._tasks: dict[object, AgentTask] = {}
         self._is_stopping = False
+        self._state = (WorkerState.IDLE, self._started_at)
+        """And since when."""
         self._known = AgentState()
         self._revision: int | None = None
         """Of `_known`; `None` before the bucket has been asked."""
@@ -146,8 +148,12 @@ class Presence:
 
     def _entry(self, now: datetime) -> AgentWorker:
         state = WorkerState.WORKING if self._tasks else WorkerState.IDLE
+        state = WorkerState.STOPPING if self._is_stopping else state
+        if state is not self._state[0]:
+            self._state = (state, now)
         return AgentWorker(
-            state=WorkerState.STOPPING if self._is_stopping else state,
+            state=state,
+            since=self._state[1],
             tasks=shown_tasks(self._tasks.values()),
             task_count=len(self._tasks),
             started_at=self._started_at,

@@ -56,7 +56,7 @@ class AgentLine(BaseModel):
     """What its present workers have in hand, the oldest first; of a very long list only the beginning."""
     task_count: int = 0
     since: datetime | None = None
-    """Of the oldest task in hand, or else since when its oldest present worker runs."""
+    """When the oldest task in hand began, or else since when its present workers have been as they are."""
     breakers: dict[str, str] = {}
     """Model of its chain → `closed`, or what keeps it from being asked."""
     last_heartbeat: datetime | None = None
@@ -146,7 +146,7 @@ class Roster:
         workers = self._value(agent_key(role.agent), AgentState, AgentState()).workers
         present = [worker for worker in workers.values() if not worker.is_away(now)]
         tasks = sorted((task for worker in present for task in worker.tasks), key=lambda task: task.since)
-        begun = [task.since for task in tasks[:1]] or sorted(worker.started_at for worker in present)
+        begun = [task.since for task in tasks[:1]] or sorted(worker.since for worker in present)
         return AgentLine(
             agent=role.agent,
             role=role.task_type,
