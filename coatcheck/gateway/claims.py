@@ -100,7 +100,7 @@ class ClaimService:
 
 
 def _encode(reply: RedeemReply) -> bytes:
-    return reply.model_dump_json().encode()
+    return reply.model_dump_json(exclude_none=True).encode()
 
 
 def _texts(messages: list[dict[str, Any]]) -> Iterable[str]:

@@ -137,8 +137,9 @@ class DeliverableService:
     async def fetch_by_task(self, subject: str, task_key: str, *, after: int = 0) -> StoredDeliverable | None:
         """Read what a task has stored under a subject; `None` when it has stored nothing.
 
-        JetStream has no index by task key, so the subject's messages are read one after the other: every run's of one
-        feature by one agent, at most what the stream holds, and each with its body (measured: 0.3 ms each at 20 KB).
+        JetStream has no index by task key, so the subject's messages are read one after the other, each with its
+        body: those of one agent for all runs of one feature, at most what the stream holds. Measured for each: 0.4 ms
+        at 20 KB, 8 ms at 1 MB, 64 ms at 9 MB, so at most about 8 s for a stream of 1 GiB.
 
         Args:
             subject: Where the task delivers.

@@ -10,8 +10,8 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,6 +174,15 @@ class Lab:
     def arm(self, point: str) -> None:
         """Let the next process that comes to `point` die there."""
         self._taken(point).unlink()
+
+    @contextmanager
+    def armed(self, point: str) -> Iterator[Callable[[], bool]]:
+        """Keep a point armed while the block runs that nobody should come to; yields whether somebody did."""
+        self.arm(point)
+        try:
+            yield lambda: self.fired(point)
+        finally:
+            self._taken(point).touch()
 
     def fired(self, point: str) -> bool:
         """Whether an armed point has killed somebody."""

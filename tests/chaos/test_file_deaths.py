@@ -144,8 +144,7 @@ async def test_a_published_command_is_not_run_again(lab: Lab) -> None:
     while not await patch_is_running():
         await asyncio.sleep(0.01)
     dead = await lab.death("agents", "agent.after_publish")
-    lab.arm("command.before_run")
-    await lab.recovery("agents", dead, run)
-    assert not lab.fired("command.before_run")
-    lab._taken("command.before_run").touch()
+    with lab.armed("command.before_run") as fired:
+        await lab.recovery("agents", dead, run)
+        assert not fired()
     assert list(await artifacts_of(lab, run, "codex", "patch")) == ["made.txt"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import uuid
+from typing import Any
 
 import temporalio.api.common.v1
 import temporalio.api.enums.v1
@@ -11,6 +12,7 @@ import temporalio.api.workflowservice.v1
 
 from tests.chaos.evidence import Run
 from tests.chaos.lab import LONG_TURNS, SHORT_TURNS, Lab
+from tests.chaos.test_file_deaths import WITH_COMMAND
 from tests.providers.script import Step
 
 MAX_HISTORY_BYTES = 20_000
@@ -66,6 +68,22 @@ async def test_a_reset_after_the_end_reuses_everything(lab: Lab) -> None:
     assert new.result == old.result
     assert new.messages == old.messages
     assert new.events == old.events
+
+
+async def test_a_reset_runs_no_command_again(lab: Lab) -> None:
+    """What a command agent has finished is told from the rows, to the letter, as a model's work is."""
+    feature = "reset-command"
+    run = await lab.start(feature, long=False, pipeline=WITH_COMMAND.model_dump(mode="json"))
+    await lab.ended(run)
+    before = await notices(lab, run)
+    assert [item["stage"] for item in before] == ["research", "backend", "patch"]
+    calls = lab.calls_begun(feature)
+    with lab.armed("command.before_run") as fired:
+        again = await reset(lab, run)
+        await lab.ended(again)
+        assert not fired()
+    assert await notices(lab, again) == before
+    assert lab.calls_begun(feature) == calls
 
 
 async def test_a_reset_in_mid_run_joins_the_call_in_flight(lab: Lab) -> None:
@@ -130,6 +148,16 @@ async def reset(lab: Lab, run: Run) -> Run:
     answer = await lab.temporal.workflow_service.reset_workflow_execution(request)
     assert answer.run_id != run.first_run_id
     return dataclasses.replace(run, last_run_id=answer.run_id)
+
+
+async def notices(lab: Lab, run: Run) -> list[dict[str, Any]]:
+    """Every notice of an execution, in order, as its workflow holds them; without absent values."""
+    handle = lab.temporal.get_workflow_handle(run.workflow_id, run_id=run.last_run_id or run.first_run_id)
+    answer: list[dict[str, Any]] = await handle.query("notices")
+    for item in answer:
+        metadata = item["notice"]["metadata"]
+        item["notice"]["metadata"] = {name: value for name, value in metadata.items() if value is not None}
+    return answer
 
 
 async def history_bytes(lab: Lab, run: Run) -> int:
