@@ -28,6 +28,8 @@ class Criterion(BaseModel):
     """What to judge, in words for the judge; the brief and the deliverables are put after it."""
     about: About = "stage"
     """`run`: one score, of all accepted deliverables together. `stage`: one score per stage."""
+    inputs: bool = False
+    """For `stage`: also show what the stage was given, which may cost several times as much."""
     labels: Annotated[dict[Annotated[str, Field(min_length=1, max_length=60)], Score], Field(min_length=2)] = {
         "met": 1,
         "partly_met": 0.5,
