@@ -30,9 +30,9 @@ class Cue(BaseModel):
     fields: dict[str, Any] = {}
     """For `report`: fields of the output tool, such as `{"verdict": "revise", "findings": […]}`."""
     times: Annotated[int, Field(ge=1, le=100)] = 1
-    """For `busy`: how often in a round."""
+    """For `busy`: how often the round's first turn is put off; then it is answered."""
     seconds: Annotated[float, Field(gt=0, le=60)] = 1
-    """For `busy`: when to come back."""
+    """For `busy`: when to come back; over 2 s the stage is parked, below that the turn waits."""
 
     def is_for(self, stage: str, round_number: int) -> bool:
         """Whether it is about that round."""

@@ -34,6 +34,7 @@ Invariant: TypeAlias = Literal[
     "evidence",
     "turns",
     "tools",
+    "calls",
     "attempts",
 ]
 """What must be so in any run, whatever it was given; `coatcheck.bench.invariants` says each in full."""

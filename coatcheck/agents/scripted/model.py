@@ -7,10 +7,12 @@ The default when no provider key is configured, and one more provider behind the
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pydantic_ai.exceptions import ModelRateLimitError, ModelRequestRejectedError
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
@@ -73,6 +75,7 @@ class ScriptedModel(Model):
         super().__init__()
         self._latency_seconds = latency_seconds
         self._report_bytes = report_bytes
+        self._refused: Counter[str] = Counter()
 
     @property
     def model_name(self) -> str:
@@ -90,7 +93,11 @@ class ScriptedModel(Model):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Answer with tool calls, or with a text when the prompt is not one of Coatcheck's."""
+        """Answer with tool calls, or with a text when the prompt is not one of Coatcheck's.
+
+        Raises:
+            ModelAPIError: a cue in the brief says so.
+        """
         if self._latency_seconds > 0:
             await asyncio.sleep(self._latency_seconds)
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
@@ -110,6 +117,8 @@ class ScriptedModel(Model):
         self, messages: list[ModelMessage], parameters: ModelRequestParameters
     ) -> list[TextPart | ToolCallPart]:
         task = read(messages, (tool.name for tool in parameters.function_tools))
+        if task is not None:
+            self._obey(task)
         output = next((tool for tool in parameters.output_tools if "report" in _properties(tool)), None)
         if task is None or output is None:
             return [TextPart(NOT_OURS)]
@@ -124,7 +133,21 @@ class ScriptedModel(Model):
     def _report(self, task: Assignment, output: ToolDefinition) -> dict[str, Any]:
         """The report's fields that the caller's tool has."""
         wanted = _properties(output)
-        return {name: value for name, value in self._write(task).arguments().items() if name in wanted}
+        said = self._write(task).arguments()
+        for cue in task.cues:
+            said |= cue.fields
+        return {name: value for name, value in said.items() if name in wanted}
+
+    def _obey(self, task: Assignment) -> None:
+        """Fail as a provider would, where a cue wants it; how often is counted in this process alone."""
+        for cue in task.cues:
+            if cue.do == "refuse":
+                raise ModelRequestRejectedError(self.model_name, "the brief's cue is to refuse this request")
+            if cue.do == "busy" and not task.done:
+                key = _call_id(task, 0, 0)
+                self._refused[key] = (self._refused[key] + 1) % (cue.times + 1)
+                if self._refused[key]:
+                    raise ModelRateLimitError(self.model_name, "the brief's cue is to be busy", retry_after=cue.seconds)
 
     def _write(self, task: Assignment) -> Draft:
         draft = _AUTHORS.get(task.task_type, _BY_KIND.get(task.kind, research.write))(task)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
 
 from coatcheck.agents.scripted.draft import Call
+from schemas.rehearsal import Cue, split_cues
 from schemas.roles import FETCH_DELIVERABLE
 from schemas.streams import stream_name
 
@@ -62,6 +63,8 @@ class Assignment:
     """Names of the tools that are offered, besides the output tool."""
     done: tuple[Done, ...] = ()
     """The tool calls of this conversation so far, in order."""
+    cues: tuple[Cue, ...] = ()
+    """What the brief tells the author to do in this round, as in a rehearsal."""
 
     def calls(self, tool: str) -> list[Done]:
         """What came of the calls of that tool."""
@@ -97,18 +100,20 @@ def read(messages: list[ModelMessage], tools: Iterable[str] = ()) -> Assignment 
     if not {"feature", "stage", "round"} <= head.keys() or not head["round"].isdigit():
         return None
     parts, done = list(_sections(prompt)), tuple(_done(messages))
+    brief, cues = split_cues("".join(body for tag, _, body in parts if tag == "brief"))
     return Assignment(
         feature=head["feature"],
         stage=head["stage"],
         task_type=head.get("task_type", head["stage"]),
         kind=head.get("kind", "work"),
         round=int(head["round"]),
-        brief="".join(body for tag, _, body in parts if tag == "brief"),
+        brief=brief,
         decision="".join(body for tag, _, body in parts if tag == "decision"),
         sections=tuple(_deliverable(attributes, body) for tag, attributes, body in parts if tag == "deliverable"),
         fetched=tuple(_fetched(done)),
         tools=frozenset(tools),
         done=done,
+        cues=tuple(cue for cue in cues if cue.is_for(head["stage"], int(head["round"]))),
     )
 
 
