@@ -25,7 +25,7 @@ from schemas.streams import AGENT_STATE, AGENT_STATE_STREAM
 from schemas.subjects import encode_token
 from tests.integration.nats_clients import client_as
 from tests.providers.bill import calls
-from tests.providers.gateway import RUN_KEY, Gateway, decode, open_gateway, record_task, row, turn_request
+from tests.providers.gateway import RUN_KEY, Gateway, decode, die, open_gateway, record_task, row, turn_request
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import (
     Step,
@@ -35,6 +35,7 @@ from tests.providers.script import (
     unknown_model,
     wrong_key,
 )
+from tests.standstill import stopped
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -289,6 +290,44 @@ async def test_nats_is_killed(
                 for _ in range(2):
                     assert await gateway.parked(turn_request())
             await asyncio.to_thread(stack.wait_running, "nats", other_than=killed)
+    assert len(calls(provider.bill)) == 1
+
+
+async def test_what_is_paid_is_journalled_before_the_breakers_are_told(
+    new_stack: Callable[..., LocalStack],
+    pool: Pool,
+    nats: NatsClient,
+    provider: OpenAIServer,
+    first: str,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe's answer while NATS stands still is safe at once: a gateway that dies meanwhile has lost nothing."""
+    monkeypatch.setattr(breaker_board, "STORE_SECONDS", 60.0)
+    stack = new_stack(servers=("nats",), workers=())
+    status = stack.status().nats
+    assert status is not None
+    async with client_as(status, "core") as core, client_as(status, "gateway") as client:
+        await ensure_streams(core, [AGENT_STATE_STREAM])
+        async with open_gateway(pool, client, provider.base_url, models=[first], shared=True) as gateway:
+            await gateway.board.load(first)
+            await gateway.board.trip(
+                first, began=gateway.board.now(), cause=Cause.RATE_LIMIT, reason="429", retry_after=0
+            )
+            provider.gate.clear()
+            asking = asyncio.create_task(gateway.ask(turn_request()))
+            await provider.arrived(1)
+            assert gateway.board.state(first).state == "half_open"
+            async with stopped(stack.pid("nats")):
+                provider.gate.set()
+                async with asyncio.timeout(2):
+                    while (await row(pool))["status"] != "done":
+                        await asyncio.sleep(0.01)
+                assert not asking.done()
+                die(gateway)
+                await asyncio.gather(asking, return_exceptions=True)
+    async with open_gateway(pool, nats, provider.base_url, models=[first], gateway_id="b") as other:
+        assert (await other.answer(turn_request())).replayed
     assert len(calls(provider.bill)) == 1
 
 
