@@ -24,6 +24,7 @@ Do = Literal[
     "text",  # prose instead of the tool call; `arguments["text"]` if given
     "fetch",  # a call of `fetch_deliverable` with `arguments`
     "write",  # a call of `write_file` with `arguments`
+    "call",  # a call of the first tool that is offered, with `arguments`
     "refusal",  # stopped by the content filter
 ]
 
