@@ -7,9 +7,11 @@ from datetime import timedelta
 
 from temporalio.worker import Worker
 
+from activities.reconcile import ReconcileActivities
 from activities.state import StateActivities
 from coatcheck.config import load_config
 from coatcheck.events.intake import EventIntake
+from coatcheck.events.projector import Projector
 from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
@@ -31,10 +33,13 @@ from schemas.subjects import events_subject
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
+from workers.projector import in_background
 from workers.runner import Lifecycle
+from workers.schedules import ensure_schedules
 from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
+from workflows.reconcile import ReconcileWorkflow
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +60,17 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await _ensure_streams(nats, pool, team)
         log = EventLog(nats)
         await stack.enter_async_context(_intake(log, pool, nats, team))
+        await stack.enter_async_context(in_background(Projector(pool, nats)))
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
+        await ensure_schedules(client)
+        reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
         await stack.enter_async_context(
             Worker(
                 client,
                 task_queue=CORE,
-                workflows=[FeaturePipelineWorkflow, ProgramWorkflow],
-                activities=[StateActivities(pool, log).record],
+                workflows=[FeaturePipelineWorkflow, ProgramWorkflow, ReconcileWorkflow],
+                activities=[StateActivities(pool, log).record, reconcile.compare],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
                 build_id=BUILD_ID,

@@ -8,6 +8,15 @@ to `coatcheck.messaging`, tables to `coatcheck.storage`) nor what a worker does.
 from coatcheck.localstack.config import SERVERS, StackConfig
 from coatcheck.localstack.stack import LocalStack
 from coatcheck.localstack.status import StackStatus, load_status
-from coatcheck.localstack.workers import DEFAULT_WORKERS, WorkerSpec
+from coatcheck.localstack.workers import DEFAULT_WORKERS, PROJECTOR_WORKER, WorkerSpec
 
-__all__ = ["DEFAULT_WORKERS", "SERVERS", "LocalStack", "StackConfig", "StackStatus", "WorkerSpec", "load_status"]
+__all__ = [
+    "DEFAULT_WORKERS",
+    "PROJECTOR_WORKER",
+    "SERVERS",
+    "LocalStack",
+    "StackConfig",
+    "StackStatus",
+    "WorkerSpec",
+    "load_status",
+]

@@ -48,6 +48,8 @@ DEFAULT_WORKERS: Final = (
     _default("gateway", "gateway_database", "providers"),
     _default("agents", "commands"),
 )
+PROJECTOR_WORKER: Final = _default("projector", "database")
+"""The core worker has one; apart from it for those who want that."""
 
 
 def worker_environment(

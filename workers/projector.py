@@ -1,0 +1,43 @@
+"""The projector as a process of its own: the audit log into PostgreSQL.
+
+Every core worker has one too. One of all of them is active, the others stand by, so this is for those who want it
+apart: it is as able to end, and as able to be watched, as it is alone.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from coatcheck.events.projector import Projector
+from coatcheck.messaging.accounts import CORE, LOGS
+from coatcheck.messaging.streams import ensure_streams
+from coatcheck.settings import Settings
+from coatcheck.storage.database import open_pool
+from workers.nats import nats_client
+from workers.runner import Lifecycle
+
+
+async def run(settings: Settings, lifecycle: Lifecycle) -> None:
+    """Project, or stand by, until stopped.
+
+    Raises:
+        MessagingUnavailableError: NATS is away at the start; later it is waited for.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=2))
+        nats = await stack.enter_async_context(nats_client(settings, CORE))
+        await ensure_streams(nats, LOGS)
+        await stack.enter_async_context(in_background(Projector(pool, nats)))
+        await lifecycle.serve()
+
+
+@contextlib.asynccontextmanager
+async def in_background(projector: Projector) -> AsyncIterator[None]:
+    """Let the projector run until the block ends; what it has in hand then is read again by the next one."""
+    task = asyncio.create_task(projector.run(), name="projector")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
