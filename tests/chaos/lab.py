@@ -281,9 +281,13 @@ SHORT_TURNS = 6
 
 @asynccontextmanager
 async def open_lab(
-    folder: Path, *, workers: Sequence[WorkerSpec] = DEFAULT_WORKERS, env: dict[str, str] | None = None
+    folder: Path,
+    *,
+    workers: Sequence[WorkerSpec] = DEFAULT_WORKERS,
+    env: dict[str, str] | None = None,
+    settings: str = "",
 ) -> AsyncIterator[Lab]:
-    """Start provider and stack in `folder`; everything is stopped in the end."""
+    """Start provider and stack in `folder`; everything is stopped in the end. `settings` go before the role's."""
     failpoints_dir = folder / "failpoints"
     failpoints_dir.mkdir()
     for point in POINTS:
@@ -296,7 +300,7 @@ async def open_lab(
             "COATCHECK_FAILPOINTS_DIR": str(failpoints_dir),
         }
         config = folder / "coatcheck.toml"
-        config.write_text(CONFIG.format(command=json.dumps([sys.executable, "-c", COMMAND])))
+        config.write_text(settings + CONFIG.format(command=json.dumps([sys.executable, "-c", COMMAND])))
         async with LocalStack(folder / "stack", workers=workers, env=told | (env or {}), config_file=config) as stack:
             status = stack.status()
             assert status.temporal is not None

@@ -20,7 +20,7 @@ from schemas.conversation import TurnAnswer, TurnError, TurnParked, TurnRequest
 from tests.providers.bill import calls
 from tests.providers.gateway import Gateway, open_gateway, record_task, row, turn_request
 from tests.providers.openai_server import OpenAIServer
-from tests.providers.script import Step
+from tests.providers.script import Step, rate_limited
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -142,6 +142,7 @@ async def test_a_poison_turn_that_is_alone_ends_after_a_day(
     while isinstance(reply := await settled(gateway, turn_request()), TurnParked):
         pauses.append(reply.retry_after_seconds)
         await clock.passes(pauses[-1])
+        assert clock.passed < 40 * HOUR
     assert isinstance(reply, TurnError)
     assert (reply.code, reply.retryable) == (errors.PROVIDER_EXHAUSTED, False)
     made = len(calls(provider.bill))
@@ -152,3 +153,19 @@ async def test_a_poison_turn_that_is_alone_ends_after_a_day(
     assert made == (await row(pool))["calls"] == 5 + len(pauses)
     assert MOST_CALLS <= made <= MOST_CALLS + 10
     assert LONGEST_TURN_SECONDS <= clock.passed <= 31 * HOUR
+
+
+@pytest.mark.parametrize("step", [DOWN, rate_limited(times=None)], ids=["500", "429"])
+async def test_many_calls_end_no_turn_before_its_day_is_over(
+    gateway: Gateway, provider: OpenAIServer, owner: Pool, clock: Time, step: Step
+) -> None:
+    """Short 429s make many; then they do, also when it was 429 all the time, which no counting of failures reaches."""
+    provider.script.add(step)
+    assert isinstance(await settled(gateway, turn_request()), TurnParked)
+    await owner.execute("UPDATE llm_turns SET calls = 10 * $1", MOST_CALLS)
+    await clock.passes(LONGEST_TURN_SECONDS - 60)
+    assert isinstance(await settled(gateway, turn_request()), TurnParked)
+    await clock.passes(400)
+    reply = await settled(gateway, turn_request())
+    assert isinstance(reply, TurnError)
+    assert (reply.code, reply.retryable) == (errors.PROVIDER_EXHAUSTED, False)
