@@ -117,11 +117,13 @@ class RunState:
 
     def note_reset(self, seed: int, now: datetime) -> None:
         """Temporal took the run back to where it is now."""
+        now = self._moment(now)
         self._reset = f"@{seed:x}"
         self._emit(events.RunReset, now, payloads.RunChanged(reason="reset in Temporal", run=self._point()))
 
     def start_round(self, stage: Stage, now: datetime, inputs: list[StageInputRef], comment: str) -> Round:
         """Begin the next round of `stage`."""
+        now = self._moment(now)
         number = self.round_count(stage.name) + 1
         key = task_key(self.run_key, activity_id(stage.name, number))
         current = Round(stage, number, key, now, inputs, comment, reset=self._reset)
@@ -143,6 +145,7 @@ class RunState:
 
     def finish_round(self, current: Round, notice: Notice, now: datetime) -> None:
         """The agent has returned its notice."""
+        now = self._moment(now)
         current.notice, current.completed_at = notice, now
         self._tasks[current.task_key] = self._task_row(current, "completed")
         payload = payloads.StageCompleted(
@@ -152,6 +155,7 @@ class RunState:
 
     def finish_stage(self, stage: Stage, reason: str, now: datetime) -> None:
         """Nothing more is wanted of the stage, unless a later one sends it back."""
+        now = self._moment(now)
         self._done.add(stage.name)
         self._reasons[stage.name] = reason
         latest = self.latest(stage.name)
@@ -161,6 +165,7 @@ class RunState:
 
     def park(self, current: Round, reason: str, now: datetime, until: datetime) -> None:
         """No model can be asked until then; the round is begun again after that, and loses nothing."""
+        now = self._moment(now)
         current.parked_until, current.parked_reason = until, reason
         current.parked_times += 1
         payload = payloads.StageParked(
@@ -174,6 +179,7 @@ class RunState:
 
     def wait(self, stage: Stage, reason: str, now: datetime, deadline: datetime) -> None:
         """A person has to decide."""
+        now = self._moment(now)
         latest = self.latest(stage.name)
         notice = latest.notice if latest else None
         if latest is None or notice is None:
@@ -192,6 +198,7 @@ class RunState:
 
     def decided(self, decision: Decision, now: datetime) -> None:
         """A person has decided."""
+        now = self._moment(now)
         self.waiting.pop(decision.stage, None)
         latest = self.latest(decision.stage)
         assert latest is not None
@@ -200,6 +207,7 @@ class RunState:
 
     def set_paused(self, paused: bool, now: datetime) -> None:  # noqa: FBT001  the two states of one switch
         """The run stands still between stages, or goes on."""
+        now = self._moment(now)
         self.is_paused = paused
         self._pauses += paused
         kind = events.RunPaused if paused else events.RunResumed
@@ -208,21 +216,25 @@ class RunState:
     def end(self, status: RunStatus, reason: str, now: datetime) -> None:
         """The run is over; the rounds that were under way end with it."""
         still_open = self.open_rounds()
-        self._ended, self.completed_at = status, now
+        self._ended = status
         self.waiting.clear()
         self.error = None if status is RunStatus.COMPLETED else reason
         for current in still_open:
-            current.completed_at = now
+            current.completed_at = self._moment(now)
         for current in still_open:
+            assert current.completed_at is not None
             outcome = "failed" if current.has_failed else "cancelled"
             self._tasks[current.task_key] = self._task_row(current, outcome, reason)
             ended = payloads.StageEnded(
                 stage=current.stage.name, round=current.number, reason=reason, run=self._point()
             )
             kind = events.StageFailed if current.has_failed else events.StageCancelled
-            self._emit(kind, now, ended, current, severity="error" if current.has_failed else "warning")
+            severity = "error" if current.has_failed else "warning"
+            self._emit(kind, current.completed_at, ended, current, severity=severity)
+        self.completed_at = self._moment(now)
         severity = {RunStatus.COMPLETED: "info", RunStatus.FAILED: "error"}.get(status, "warning")
-        self._emit(_ENDED[status], now, payloads.RunChanged(reason=reason, run=self._point()), severity=severity)
+        changed = payloads.RunChanged(reason=reason, run=self._point())
+        self._emit(_ENDED[status], self.completed_at, changed, severity=severity)
 
     # --- what is so ---------------------------------------------------------------------------------------------
 
@@ -341,6 +353,14 @@ class RunState:
 
     # --- rows ---------------------------------------------------------------------------------------------------
 
+    def _moment(self, now: datetime) -> datetime:
+        """When something happens, in the rows and in its event.
+
+        One workflow task has one time; a microsecond each keeps the order of what happens in it.
+        """
+        self._event_count += 1
+        return now + timedelta(microseconds=self._event_count)
+
     def _emit(
         self,
         kind: Any,
@@ -352,7 +372,6 @@ class RunState:
         cause: str | None = None,
         severity: str = "info",
     ) -> None:
-        self._event_count += 1
         stage = current.stage.name if current else ""
         event: SystemEvent = kind.of(
             # A round that was inherited belongs to another run; what happens to it here happens to this run's task.
@@ -363,8 +382,7 @@ class RunState:
             session_id=self.workflow_id,
             agent=current.stage.agent if current else None,
             severity=severity,
-            # Events of one step happen at one moment of workflow time; a microsecond each keeps their order.
-            occurred_at=now + timedelta(microseconds=self._event_count),
+            occurred_at=now,
             payload=payload,
         )
         self._latest[stage] = event.event_id
