@@ -53,8 +53,8 @@ class CheckJudge(AskedJudge):
         self._limits = limits or Limits()
 
     def version(self, criterion: str) -> str:
-        """Of the rules and the limits."""
-        return fingerprint(_RULES, criterion, self._limits)
+        """Of the rules, and of the limits that the criterion looks at."""
+        return fingerprint(_RULES, criterion, *(getattr(self._limits, name) for name in _LIMITS.get(criterion, ())))
 
     def questions(self, case: JudgeCase) -> list[Question]:
         """One per criterion that means something here."""
@@ -213,3 +213,8 @@ _APPLIES: Final[Mapping[str, Callable[[JudgeCase, Limits], bool]]] = {
     "tools-succeeded": lambda case, _: any(isinstance(event, ToolCompleted) for event in case.events),
 }
 """Which runs a criterion means something for; all of them unless named here."""
+_LIMITS: Final[Mapping[str, tuple[str, ...]]] = {
+    "budget-kept": ("max_tokens", "max_cost_usd"),
+    "rounds-bounded": ("max_rounds",),
+}
+"""Which limits a criterion looks at."""

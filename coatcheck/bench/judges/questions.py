@@ -61,6 +61,7 @@ class AskedJudge(ABC):
 
     kind: JudgeKind = "check"
     model: str | None = None
+    concurrency: int = CONCURRENT_QUESTIONS
 
     def __init__(self, name: str, criteria: Sequence[str]) -> None:
         self.name = name
@@ -84,18 +85,14 @@ class AskedJudge(ABC):
         """
 
     async def judge(self, case: JudgeCase) -> list[Scored | JudgingFailed]:
-        """Answer every question, in their order."""
-        return await self.opinions(case, self.questions(case))
-
-    async def opinions(self, case: JudgeCase, questions: Sequence[Question]) -> list[Scored | JudgingFailed]:
-        """Answer these questions, some at the same time; a failure takes the place of its score."""
-        slots = asyncio.Semaphore(CONCURRENT_QUESTIONS)
+        """Answer every question, some at the same time; the opinions are in the order of the questions."""
+        slots = asyncio.Semaphore(self.concurrency)
 
         async def ask(question: Question) -> Scored | JudgingFailed:
             async with slots:
                 return await self.opinion(case, question)
 
-        return await asyncio.gather(*(ask(question) for question in questions))
+        return await asyncio.gather(*(ask(question) for question in self.questions(case)))
 
     async def opinion(self, case: JudgeCase, question: Question) -> Scored | JudgingFailed:
         """Answer one question; a failure takes the place of the score."""
