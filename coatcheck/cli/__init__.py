@@ -21,6 +21,7 @@ GROUPS: Final = (
     "programs",
     "questions",
     "records",
+    "events",
     "agents",
     "configuration",
     "operations",

@@ -20,13 +20,17 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, GetSystemInfoRequest
 from temporalio.client import Client
 
+from coatcheck.cli.event_log import backbone_problems
+from coatcheck.cli.events import MAX_LAG
 from coatcheck.cli.output import columns, emit, emit_json
 from coatcheck.cli.session import UP_HINT, load_settings, open_database, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, EXIT_FAILED, tell
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DependencyDownError, MessagingUnavailableError
+from coatcheck.events.monitoring import backbone_status
 from coatcheck.localstack.status import StackState, load_status
 from coatcheck.messaging.accounts import CORE as CORE_IDENTITY
+from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.streams import check_sync_always, stream_statuses
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import pending
@@ -167,7 +171,7 @@ async def _nats_sync(settings: Settings) -> str:
 
 
 async def _streams(settings: Settings) -> str:
-    known = load_config(settings.config_file).streams
+    known = [*load_config(settings.config_file).streams, *LOGS]
     async with open_nats(settings) as client:
         statuses = await stream_statuses(client, known)
     if missing := {spec.name for spec in known} - {status.name for status in statuses}:
@@ -179,6 +183,14 @@ async def _streams(settings: Settings) -> str:
             f"not as declared: {', '.join(drifted)}", hint="change the stream's settings back: `nats stream edit`"
         )
     return f"{len(statuses)} streams, {sum(status.messages for status in statuses):,} messages, no drift"
+
+
+async def _events(settings: Settings) -> str:
+    async with open_nats(settings) as client:
+        found = await backbone_status(client)
+    if problems := backbone_problems(found, max_lag=MAX_LAG):
+        raise CoatcheckError("; ".join(problems), hint="`coatcheck events dead` lists dead letters")
+    return f"{found.events:,} in the audit log, {found.lag:,} of them not in the table yet, no dead letters"
 
 
 async def _gateway(settings: Settings) -> str:
@@ -266,6 +278,7 @@ CHECKS: Final[dict[str, Check]] = {
     "nats": _nats,
     "nats sync": _nats_sync,
     "streams": _streams,
+    "events": _events,
     "gateway worker": _gateway,
     "postgres": _postgres,
     "migrations": _migrations,

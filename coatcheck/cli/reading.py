@@ -1,32 +1,27 @@
-"""Reads deliverables and streams as NATS's `observer`, runs and events from PostgreSQL."""
+"""Reads deliverables and streams as NATS's `observer`, runs from PostgreSQL."""
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from coatcheck.cli.output import columns, emit, emit_json, moment, one_line
-from coatcheck.cli.progress import ENDED
-from coatcheck.cli.runs import find_record
 from coatcheck.cli.session import load_settings, open_database, open_nats
 from coatcheck.cli.unpacking import save, show_saved, tell_files
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DeliverableLostError, DeliverableNotFoundError
+from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.streams import stream_statuses
 from coatcheck.storage import state
-from coatcheck.storage.state import EventRecord
 from schemas.deliverable import HEADER_SHA256, DeliverableRef, StoredDeliverable
 from schemas.streams import StreamStatus, bucket_streams
 from schemas.subjects import agent_of
 
-FOLLOW_SECONDS: Final = 0.5
 _SHA256_SHOWN: Final = 12
-_EVENT_HEADER: Final = ("when", "severity", "event", "agent", "what")
 
 
 class StreamDriftError(CoatcheckError):
@@ -114,7 +109,7 @@ async def _say_why_gone(service: DeliverableService, stream: str, sequence: int)
 
 
 async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
-    """Print the state of every stream, those of the buckets too.
+    """Print the state of every stream, those of the buckets and of what happened too.
 
     Raises:
         StreamDriftError: with `check`, a stream is missing or not as declared.
@@ -122,7 +117,7 @@ async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
     """
     settings = load_settings(data_dir)
     config = load_config(settings.config_file)
-    known = [*config.streams, *bucket_streams(config.agents)]
+    known = [*config.streams, *bucket_streams(config.agents), *LOGS]
     async with open_nats(settings) as client:
         statuses = await stream_statuses(client, known)
     missing = [spec.name for spec in known if spec.name not in {status.name for status in statuses}]
@@ -215,67 +210,3 @@ async def runs(*, limit: int, as_json: bool, data_dir: Path) -> None:
         for record in records
     ]
     emit(columns(header, cells))
-
-
-async def events(run: str, *, follow: bool, as_json: bool, data_dir: Path) -> None:
-    """Print the audit log of a run; with `follow`, until it ends.
-
-    Raises:
-        RunNotFoundError: no such run is recorded.
-        DependencyDownError: PostgreSQL does not answer.
-    """
-    async with open_database(load_settings(data_dir)) as pool:
-        record = await find_record(pool, run)
-        printed: set[str] = set()
-        while True:
-            # Read the state first: what was recorded until then is in the events that are read after it.
-            ended = (await find_record(pool, record.run_key)).status in ENDED
-            # Always from the start: one step's events share their time, so "later than the last one" would lose some.
-            fresh = [
-                event for event in in_order(await state.events(pool, record.run_key)) if event.event_id not in printed
-            ]
-            _print_events(fresh, as_json=as_json, header=not printed)
-            printed |= {event.event_id for event in fresh}
-            if ended or not follow:
-                return
-            await asyncio.sleep(FOLLOW_SECONDS)
-
-
-def in_order(events: Sequence[EventRecord]) -> list[EventRecord]:
-    """Events as they followed each other.
-
-    Those of one step of a run share their time, and a step ends things before it begins others.
-    """
-
-    def rank(event: EventRecord) -> int:
-        if event.event_type == "run.started":
-            return 0
-        if event.event_type == "stage.completed":
-            return 1
-        return 3 if event.event_type == "stage.started" else 2
-
-    return sorted(events, key=lambda event: (event.created_at, rank(event)))
-
-
-def _print_events(fresh: Sequence[EventRecord], *, as_json: bool, header: bool) -> None:
-    if as_json:
-        for event in fresh:
-            emit_json(event, indent=None)
-        return
-    rows = [
-        [moment(event.created_at), event.severity, event.event_type, event.agent or "", _what(event)] for event in fresh
-    ]
-    if header:
-        emit(_event_line(_EVENT_HEADER, upper=True))
-    for row in rows:
-        emit(_event_line(row))
-
-
-def _event_line(cells: Sequence[str], *, upper: bool = False) -> str:
-    """Fixed widths, since with --follow later lines are not known yet."""
-    when, severity, event, agent, what = (cell.upper() if upper else cell for cell in cells)
-    return f"{when:<19}  {severity:<8}  {event:<20}  {agent:<8}  {what}".rstrip()
-
-
-def _what(event: EventRecord) -> str:
-    return " ".join(f"{name}={one_line(str(value), 80)}" for name, value in event.payload.items() if value is not None)

@@ -1,11 +1,11 @@
-"""`fetch`, `deliverables`, `streams`, `events`, `runs`: what was delivered and what happened."""
+"""`fetch`, `deliverables`, `streams`, `runs`: what was delivered and what ran."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, Run
+from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 
 app = typer.Typer()
 
@@ -71,23 +71,6 @@ def streams(
     from coatcheck.cli import reading, session  # noqa: PLC0415
 
     session.run(reading.streams(check=check, as_json=as_json, data_dir=data_dir))
-
-
-@app.command()
-def events(
-    name: Run,
-    *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-) -> None:
-    """Show what happened in a run, in order.
-
-    Example: coatcheck events customer-search --follow
-    """
-    from coatcheck.cli import reading, session  # noqa: PLC0415
-
-    session.run(reading.events(name, follow=follow, as_json=as_json, data_dir=data_dir))
 
 
 @app.command()

@@ -93,14 +93,19 @@ def test_deliverables_are_listed_with_what_fetch_takes(delivered: Outcome, cli: 
 
 
 def test_streams_are_as_declared(delivered: Outcome, cli: Cli) -> None:
-    """Six and the buckets, without drift."""
+    """Six, the buckets and the logs, without drift."""
     assert delivered.code == 0
     outcome = cli("streams", "--check", "--json")
     assert outcome.code == 0
     streams, buckets = outcome.json[: len(STAGES)], outcome.json[len(STAGES) :]
     assert [status["name"] for status in streams] == [f"agog_features_{stage}" for stage in STAGES]
     assert all(status["messages"] for status in streams)
-    assert [status["name"] for status in buckets] == ["KV_agent_state", *(f"OBJ_artifacts_{agent}" for agent in AGENTS)]
+    assert [status["name"] for status in buckets] == [
+        "KV_agent_state",
+        *(f"OBJ_artifacts_{agent}" for agent in AGENTS),
+        "audit_log",
+        "dead_letters",
+    ]
 
 
 def test_events_and_runs_tell_what_happened(delivered: Outcome, cli: Cli) -> None:
@@ -114,6 +119,50 @@ def test_events_and_runs_tell_what_happened(delivered: Outcome, cli: Cli) -> Non
     assert followed.code == 0
     assert len(followed.out.splitlines()) == len(events) + 1
     assert cli("events", "feature/invoice-export").out == followed.out
+    sequences = [event["sequence"] for event in events]
+    assert sequences == sorted(set(sequences))
+    types = {event["event_type"] for event in events}
+    assert types >= {"stage.started", "stage.completed", "turn.completed", "deliverable.published"}
+    later = cli("events", "--from-sequence", str(sequences[5]), "show", "--json").err
+    assert "no run of 'show'" in later  # an option first: what follows is the run
+    later = cli("events", "show", "invoice-export", "--from-sequence", str(sequences[5]), "--json").out
+    assert [json.loads(line) for line in later.splitlines()] == events[5:]
+    for chosen in (["stage.completed"], ["stage.completed", "run.started"]):
+        options = [word for name in chosen for word in ("--type", name)]
+        lines = cli("events", "invoice-export", *options, "--json").out.splitlines()
+        assert [json.loads(line) for line in lines] == [event for event in events if event["event_type"] in chosen]
+    mistake = cli("events", "invoice-export", "--type", "stage.complete")
+    assert (mistake.code, mistake.out) == (2, "")
+    assert "there is no event type 'stage.complete'" in mistake.err
+
+
+def test_events_are_followed_live_until_the_run_ends(cli: Cli) -> None:
+    """The same lines as read afterwards: nothing left out, nothing twice."""
+    started = cli("run", "followed-live", "Follow this", "--json").json
+    followed = cli("events", started["run_key"], "--follow", "--json")
+    assert followed.code == 0
+    assert "run.completed" in followed.out
+    assert cli("events", "followed-live", "--json").out == followed.out
+
+
+def test_the_table_of_events_is_rebuilt_from_the_log(delivered: Outcome, cli: Cli) -> None:
+    """As many rows as before, and nothing is wrong afterwards."""
+    assert delivered.code == 0
+    wait_for_table(cli)
+    rebuilt = cli("events", "rebuild", "--json").json
+    assert 0 < rebuilt["removed"] <= rebuilt["read"]
+    wait_for_table(cli)
+    assert cli("events", "dead", "--json").json == []
+    assert cli("events", "dead").out.startswith("NUMBER  WHEN")
+    assert "dead letters             0" in cli("events", "status").out
+
+
+def wait_for_table(cli: Cli) -> None:
+    """Until the table has caught up with the audit log."""
+    deadline = time.monotonic() + 30
+    while (status := cli("events", "status", "--json")).json["lag"]:
+        assert time.monotonic() < deadline
+    assert status.code == 0
 
 
 def test_a_closed_run_is_reported_and_cannot_be_steered(delivered: Outcome, cli: Cli) -> None:

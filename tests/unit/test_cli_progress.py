@@ -5,10 +5,10 @@ from decimal import Decimal
 
 from coatcheck.cli.output import columns, cost, one_line
 from coatcheck.cli.progress import HEADER, from_rows, headline, question, stage_rows
-from coatcheck.cli.reading import in_order, split_message
+from coatcheck.cli.reading import split_message
 from coatcheck.cli.runs import split_run_key
 from coatcheck.cli.watching import changes
-from coatcheck.storage.state import EventRecord, RunRecord, TaskRecord
+from coatcheck.storage.state import RunRecord, TaskRecord
 from schemas.notice import Notice, NoticeMetadata
 from schemas.pipeline import DEFAULT_PIPELINE, Progress, RunStatus, StageProgress, StageState, Waiting
 from schemas.streams import stream_name
@@ -153,31 +153,6 @@ def test_every_row_fits_the_header() -> None:
     rows = stage_rows(progress, START + timedelta(seconds=15))
     assert {len(row) for row in rows} == {len(HEADER)}
     assert rows[0][HEADER.index("seconds")] == "5…"
-
-
-def test_events_of_one_step_are_put_in_order() -> None:
-    """They share their time; their ids are hashes."""
-    types = ["stage.started", "run.started", "decision.made", "stage.completed"]
-    step = [
-        EventRecord(
-            event_id=name,
-            event_type=name,
-            entity_type=None,
-            entity_id=None,
-            run_key=RUN,
-            agent=None,
-            severity="info",
-            payload={},
-            created_at=START,
-        )
-        for name in types
-    ]
-    assert [event.event_type for event in in_order(step)] == [
-        "run.started",
-        "stage.completed",
-        "decision.made",
-        "stage.started",
-    ]
 
 
 def test_small_words() -> None:
