@@ -20,8 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
 from coatcheck.bench.agreement import compare
-from coatcheck.bench.judges.checks import ENDS
-from coatcheck.bench.judges.questions import AskedJudge, Question, fingerprint
+from coatcheck.bench.judges.questions import AskedJudge, Question, ending_of, fingerprint
 from coatcheck.bench.judging import Judge, JudgeCase
 from schemas.event_payloads import AgreementMeasured, JudgingFailed, Scored
 from schemas.events import JUDGE, JudgeEvent, JudgeFailed, JudgesCompared, JudgeScored, StageCompleted
@@ -125,7 +124,8 @@ def _compared_event(case: JudgeCase, measured: AgreementMeasured, scores: Sequen
 
 
 def _envelope(case: JudgeCase, stage: StageCompleted | None, occurrence: str) -> dict[str, Any]:
-    cause = stage or _ending(case)
+    ending = ending_of(case)
+    cause = stage or (ending[0] if ending else None)
     return {
         "entity_id": stage.entity_id if stage else case.run_key,
         "occurrence": occurrence,
@@ -147,9 +147,9 @@ def _occurrence(case: JudgeCase, judge: Judge, criterion: str, stage: StageCompl
     if stage is not None:
         basis = fingerprint(stage.payload.notice.metadata.sha256)
     else:
-        ending = _ending(case)
+        ending = ending_of(case)
         rounds = (event.payload.notice.metadata.sha256 for event in case.last_rounds())
-        basis = fingerprint(*rounds, ending.event_type if ending else "")
+        basis = fingerprint(*rounds, ending[1] if ending else "")
     return f"{judge.name}/{judge.version(criterion)}/{criterion}/{basis}/{repeat}"
 
 
@@ -158,7 +158,3 @@ def _stage_of(case: JudgeCase, opinion: Scored | JudgingFailed) -> StageComplete
         return None
     rounds = [event for event in case.last_rounds() if event.payload.stage == opinion.stage]
     return next((event for event in rounds if opinion.round in (None, event.payload.round)), None)
-
-
-def _ending(case: JudgeCase) -> Any:
-    return next((event for event in reversed(case.events) if event.event_type in ENDS), None)

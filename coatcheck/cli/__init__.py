@@ -23,6 +23,7 @@ GROUPS: Final = (
     "records",
     "events",
     "agents",
+    "judging",
     "configuration",
     "operations",
 )

@@ -11,6 +11,7 @@ from coatcheck.errors import DeliverableExpiredError
 from coatcheck.messaging.deliverables import encode_deliverable
 from schemas.deliverable import Deliverable, DeliverableMetadata, DeliverableRef, StoredDeliverable
 from schemas.event_payloads import RunChanged, RunPoint, StageCompleted, StageStarted, ToolCompleted, TurnCompleted
+from schemas.event_payloads import RunRepaired as RunRepairedPayload
 from schemas.events import EVENT_TYPES, Event
 from schemas.events import StageCompleted as StageCompletedEvent
 from schemas.events import StageStarted as StageStartedEvent
@@ -106,6 +107,15 @@ class RunBuilder:
     def end(self, status: str = "completed") -> None:
         """The end of the run."""
         self._add(EVENT_TYPES[f"run.{status}"], RUN, RunChanged(run=RunPoint(status=status)))
+
+    def repaired(self, status: str) -> None:
+        """Reconcile found the end of the run."""
+        payload = RunRepairedPayload(found="running", reason="terminated", run=RunPoint(status=status))
+        self._add(EVENT_TYPES["run.repaired"], RUN, payload, occurrence="1")
+
+    def reset(self) -> None:
+        """A person took the run back."""
+        self._add(EVENT_TYPES["run.reset"], RUN, RunChanged(run=POINT), occurrence="1")
 
     def case(self, *, brief: str | None = None, scenario: str | None = None, extra: Sequence[Event] = ()) -> JudgeCase:
         """What a judge is given."""

@@ -58,6 +58,18 @@ async def test_a_run_that_has_not_ended_is_not_judged() -> None:
     assert "has not ended" in opinion.error
 
 
+async def test_the_end_of_a_run_may_be_a_repair_and_may_be_taken_back() -> None:
+    """Terminated in Temporal, and later reset and completed."""
+    run = RunBuilder()
+    run.stage("research")
+    run.repaired("cancelled")
+    assert await score(run.case(), "run-completed") == (0, "cancelled")
+    run.reset()
+    assert isinstance(await rule(run.case(), "run-completed"), JudgingFailed)
+    run.end()
+    assert await score(run.case(), "run-completed") == (1, "completed")
+
+
 @pytest.mark.parametrize(
     ("evidence", "expected"),
     [

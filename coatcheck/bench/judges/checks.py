@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, TypeAlias
 
-from coatcheck.bench.judges.questions import Answer, AskedJudge, JudgingError, Question, fingerprint, read_content
+from coatcheck.bench.judges.questions import (
+    Answer,
+    AskedJudge,
+    JudgingError,
+    Question,
+    ending_of,
+    fingerprint,
+    read_content,
+)
 from coatcheck.bench.judges.words import points, stems
 from coatcheck.bench.judging import JudgeCase
 from coatcheck.errors import DeliverableError
@@ -18,7 +26,6 @@ from schemas.notice import Verdict
 
 MENTIONED: Final = 0.6
 """Share of a point's words that have to occur: whoever writes in words of their own uses most of the request's."""
-ENDS: Final = frozenset({"run.completed", "run.rejected", "run.expired", "run.cancelled", "run.failed"})
 _RULES: Final = 1
 """Counts changes of the rules."""
 _TOLD: Final = 5
@@ -73,10 +80,9 @@ class CheckJudge(AskedJudge):
 
 
 async def _run_completed(case: JudgeCase, _: Limits) -> Answer:
-    ends = [event.event_type for event in case.events if event.event_type in ENDS]
-    if not ends:
+    if (ending := ending_of(case)) is None:
         raise JudgingError("the run has not ended, as far as its events tell")
-    label = ends[-1].removeprefix("run.")
+    label = ending[1]
     return Answer(float(label == "completed"), label, f"The run is {label}.")
 
 

@@ -33,6 +33,7 @@ from coatcheck.bench.judges.questions import (
     AskedJudge,
     JudgingError,
     Question,
+    Spent,
     clipped,
     fingerprint,
     prompt_text,
@@ -56,18 +57,6 @@ _FOR_GOOD: Final = frozenset({400, 401, 402, 403, 404, 405, 410, 413, 422})
 """Statuses that another call would meet again."""
 _SPENT_UP: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 """Codes of a 429 that no waiting mends."""
-
-
-@dataclass
-class Spent:
-    """What a judge has taken so far."""
-
-    calls: int = 0
-    """Answered ones, well or not."""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost_usd: Decimal | None = Decimal(0)
-    """`None` when an answer did not say its tokens, or no price is known."""
 
 
 @dataclass
@@ -115,7 +104,7 @@ class LLMJudge(AskedJudge):
     ) -> None:
         super().__init__(name, tuple(criteria))
         self.model = f"openai:{model}"
-        self.spent = Spent()
+        self.spent: Spent = Spent()
         self._criteria = dict(criteria)
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds

@@ -5,14 +5,16 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib import resources
 from typing import Any, Final
 
 from coatcheck.bench.judging import JudgeCase, JudgeKind
+from coatcheck.bench.recording import ENDINGS
 from coatcheck.errors import CoatcheckError, DeliverableError, DependencyDownError, StreamMissingError
 from coatcheck.redaction import redacted
 from schemas.event_payloads import JudgingFailed, Scored
-from schemas.events import StageCompleted
+from schemas.events import Event, RunRepaired, RunReset, StageCompleted
 from schemas.judging import BUILT_IN_QUESTIONS, Criterion
 
 MAX_TEXT: Final = 2000
@@ -31,6 +33,18 @@ class JudgingError(CoatcheckError):
     """The judge has no score to give: it could not be asked, or gave no usable answer."""
 
     code = "judging.failed"
+
+
+@dataclass
+class Spent:
+    """What a judge has taken so far."""
+
+    calls: int = 0
+    """Answered ones, well or not."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: Decimal | None = Decimal(0)
+    """`None` when an answer did not say its tokens, or no price is known."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class AskedJudge(ABC):
     kind: JudgeKind = "check"
     model: str | None = None
     concurrency: int = CONCURRENT_QUESTIONS
+    spent: Spent | None = None
+    """Of a judge that asks a model."""
 
     def __init__(self, name: str, criteria: Sequence[str]) -> None:
         self.name = name
@@ -110,6 +126,18 @@ class AskedJudge(ABC):
             return JudgingFailed(**about, error=clipped(str(error) or type(error).__name__))
         explanation = clipped(answer.explanation)
         return Scored(**about, score=answer.score, label=answer.label, explanation=explanation, model=self.model)
+
+
+def ending_of(case: JudgeCase) -> tuple[Event, str] | None:
+    """The event that ended the run, which may be its repair, and the status it ended in; `None` while it goes on."""
+    for event in reversed(case.events):
+        if event.event_type in ENDINGS:
+            return event, event.event_type.removeprefix("run.")
+        if isinstance(event, RunRepaired) and f"run.{event.payload.run.status}" in ENDINGS:
+            return event, event.payload.run.status
+        if isinstance(event, RunReset | RunRepaired):
+            return None
+    return None
 
 
 def clipped(text: str, limit: int = MAX_TEXT) -> str:
