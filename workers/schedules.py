@@ -20,7 +20,9 @@ _log = logging.getLogger(__name__)
 
 
 async def ensure_schedules(client: Client) -> None:
-    """Make the schedules that are missing; one that exists stays as it is, as does one that a person has paused.
+    """Make the schedules that are missing, and have each begin at once.
+
+    One that exists stays as it is; one that a person has paused stays paused.
 
     Idempotent, also when several core workers start at once: the server lets one of them make it.
 
@@ -39,7 +41,10 @@ async def ensure_schedules(client: Client) -> None:
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=reconcile.CATCHUP_WINDOW),
     )
     try:
-        await client.create_schedule(reconcile.SCHEDULE_ID, schedule)
+        await client.create_schedule(reconcile.SCHEDULE_ID, schedule, trigger_immediately=True)
     except ScheduleAlreadyRunningError:
-        return
-    _log.info("the schedule %s is made", reconcile.SCHEDULE_ID)
+        handle = client.get_schedule_handle(reconcile.SCHEDULE_ID)
+        if not (await handle.describe()).schedule.state.paused:
+            await handle.trigger()  # who knows for how long no core worker was there
+    else:
+        _log.info("the schedule %s is made", reconcile.SCHEDULE_ID)

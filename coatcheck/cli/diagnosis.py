@@ -23,6 +23,7 @@ from temporalio.client import Client
 from coatcheck.cli.event_log import backbone_problems
 from coatcheck.cli.events import MAX_LAG
 from coatcheck.cli.output import columns, emit, emit_json
+from coatcheck.cli.reconciling import check as check_reconciled
 from coatcheck.cli.session import UP_HINT, load_settings, open_database, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import EXIT_DEPENDENCY_DOWN, EXIT_FAILED, tell
 from coatcheck.config import load_config
@@ -143,6 +144,10 @@ async def _agent_workers(settings: Settings) -> str:
     if idle:
         raise DependencyDownError(f"nobody polls {', '.join(idle)}", hint=_WORKER_HINT.format(kind="agents"))
     return f"all {len(agents)} queues are polled"
+
+
+async def _reconcile(settings: Settings) -> str:
+    return await check_reconciled(await open_temporal(settings))
 
 
 async def _pollers(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> int:
@@ -275,6 +280,7 @@ CHECKS: Final[dict[str, Check]] = {
     "search attributes": _search_attributes,
     "core worker": _core_workers,
     "agent workers": _agent_workers,
+    "reconcile": _reconcile,
     "nats": _nats,
     "nats sync": _nats_sync,
     "streams": _streams,

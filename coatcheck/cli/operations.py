@@ -1,4 +1,4 @@
-"""`doctor`, `db migrate`, `worker`, `nats-config`: what an operator needs."""
+"""`doctor`, `reconcile`, `db migrate`, `worker`, `nats-config`: what an operator needs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +23,19 @@ def doctor(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> 
     from coatcheck.cli import diagnosis, session  # noqa: PLC0415
 
     session.run(diagnosis.doctor(as_json=as_json, data_dir=data_dir))
+
+
+@app.command()
+def reconcile(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Compare the recorded runs with Temporal now, and put right what differs.
+
+    A schedule does the same every 30 s.
+
+    Example: coatcheck reconcile --json
+    """
+    from coatcheck.cli import reconciling, session  # noqa: PLC0415
+
+    session.run(reconciling.reconcile(as_json=as_json, data_dir=data_dir))
 
 
 @db.command()
