@@ -31,6 +31,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.queues import queue_state
+from activities.state import turn_event
 from coatcheck.errors import CoatcheckError
 from coatcheck.failpoints import failpoint
 from coatcheck.messaging.client import NatsClient
@@ -41,7 +42,7 @@ from coatcheck.storage.database import Pool
 from coatcheck.storage.reconcile import OpenTask, Repair, RowState
 from schemas import event_payloads as payloads
 from schemas.agent_state import AgentState, agent_key
-from schemas.events import RunRepaired, StageRepaired, SystemEvent
+from schemas.events import RunRepaired, StageRepaired, SystemEvent, TurnCompleted
 from schemas.pipeline import PipelineResult, RunStatus
 from schemas.reconcile import COMPARE, MAX_LINES, ReconcileReport, RepairLine
 from schemas.streams import AGENT_STATE
@@ -263,7 +264,8 @@ class ReconcileActivities:
             return
         now = datetime.now(UTC)
         await failpoint("reconcile.before_events")
-        await self._log.publish([event for finding in findings for event in finding.events(now)])
+        turns = await self._turns([task for finding in findings for task in finding.tasks])
+        await self._log.publish([*turns, *(event for finding in findings for event in finding.events(now))])
         await failpoint("reconcile.after_events")
         repaired = await rows.repair(self._pool, [finding.repair() for finding in findings])
         await failpoint("reconcile.after_rows")
@@ -272,6 +274,12 @@ class ReconcileActivities:
                 report.repaired_runs += 1
                 report.repaired_tasks += repaired[finding.row.run_key]
                 _name(report, finding.row.run_key, finding.row.status, finding.truth.status, finding.truth.reason)
+
+    async def _turns(self, tasks: Sequence[OpenTask]) -> list[TurnCompleted]:
+        """What was paid for in rounds that did not come to their own end, which is when turns are told."""
+        runs = {task.task_key: task.temporal_workflow_id for task in tasks}
+        found = await rows.finished_turns(self._pool, runs)
+        return [turn_event(turn, "", runs[turn.task_key]) for turn in found]
 
     # --- ended in the rows, open in Temporal --------------------------------------------------------------------
 
@@ -314,7 +322,7 @@ class ReconcileActivities:
         reason, now = "its run has ended", datetime.now(UTC)
         events = [_task_event(task, "cancelled", reason, f"cancelled:{task.revision}", now) for task in tasks]
         await failpoint("reconcile.before_events")
-        await self._log.publish(events)
+        await self._log.publish([*await self._turns(tasks), *events])
         await failpoint("reconcile.after_events")
         report.repaired_tasks += await rows.close_orphans(self._pool, tasks, reason)
         for task in tasks:

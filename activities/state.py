@@ -45,10 +45,11 @@ class StateActivities:
 def turn_events(step: RecordInput, turns: Sequence[TurnRecord]) -> list[TurnCompleted]:
     """What the audit log says of the turns of the rounds that ended with this step."""
     resets = {task.task_key: task.reset for task in step.tasks}
-    return [_turn_event(turn, resets[turn.task_key], step.run.temporal_workflow_id) for turn in turns]
+    return [turn_event(turn, resets[turn.task_key], step.run.temporal_workflow_id) for turn in turns]
 
 
-def _turn_event(turn: TurnRecord, reset: str, session_id: str) -> TurnCompleted:
+def turn_event(turn: TurnRecord, reset: str, session_id: str) -> TurnCompleted:
+    """What the audit log says of one turn; `reset` as in the task's `StageOrder`."""
     calls = [ToolCall(tool=call["tool_name"], tool_call_id=call["tool_call_id"]) for call in turn.tool_calls or []]
     said = turn.model_dump(exclude={"task_key", "agent", "completed_at", "tool_calls"})
     return TurnCompleted.of(

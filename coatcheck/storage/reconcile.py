@@ -11,6 +11,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from coatcheck.storage.database import Executor, query, storable_json, storage_errors
+from coatcheck.storage.state import TurnRecord
 from schemas.pipeline import RunStatus
 
 OPEN: Final = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.WAITING)
@@ -139,6 +140,31 @@ async def _tasks(executor: Executor, condition: str, argument: object) -> list[O
             argument,
         )
     return [OpenTask(**row) for row in rows]
+
+
+async def finished_turns(executor: Executor, task_keys: Collection[str]) -> list[TurnRecord]:
+    """What the journal has of these rounds, as `record.sql` returns it of rounds that end by themselves."""
+    with storage_errors():
+        rows = await executor.fetch(
+            """
+            SELECT execution_id AS task_key, task_name AS stage, (input_data ->> 'round')::int AS round, task.agent_id
+                AS agent, turn.turn, turn.model, turn.calls, turn.tokens_in, turn.tokens_out, turn.tokens_cached,
+                turn.cost_usd, turn.completed_at,
+                extract(EPOCH FROM turn.completed_at - turn.started_at)::float8 AS seconds,
+                said.messages, said.tool_calls
+            FROM task_executions AS task
+            JOIN llm_turns AS turn ON turn.task_key = task.execution_id AND turn.status = 'done'
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS messages, max(message.tool_calls::text)::jsonb AS tool_calls
+                FROM agent_playground_messages AS message
+                WHERE message.instance_id = task.execution_id AND message.metadata ->> 'turn' = turn.turn::text
+            ) AS said
+            WHERE execution_id = ANY($1)
+            ORDER BY execution_id, turn.turn
+            """,
+            list(task_keys),
+        )
+    return [TurnRecord(**row) for row in rows]
 
 
 async def repair(executor: Executor, repairs: Sequence[Repair]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.reconcile import RowState
 from schemas import reconcile
 from schemas.activities import RecordInput, RunRow
-from schemas.event_payloads import RunRepaired, StageRepaired
+from schemas.event_payloads import RunRepaired, StageRepaired, TurnCompleted
 from schemas.events import Event
 from schemas.pipeline import PipelineResult, RunStatus
 from schemas.reconcile import ReconcileReport
@@ -250,6 +250,26 @@ async def test_an_ended_run_is_put_right_and_told_once(
     again = await lab.compare()
     assert (again.open_rows, again.repaired_runs) == (0, 0)
     assert len(await lab.told(key)) == 2
+
+
+async def test_what_was_paid_in_an_unfinished_round_is_told(lab: Lab) -> None:
+    """Turns are told when their round ends; so they are when reconcile ends it, before its end, and once."""
+    handle, key = await lab.start("paid")
+    await lab.pool.execute(
+        """
+        INSERT INTO llm_turns (task_key, turn, agent_id, status, gateway_id, request_sha256, model, calls,
+            tokens_in, tokens_out, cost_usd, started_at, completed_at)
+        SELECT $1, turn, 'cynthia', CASE turn WHEN 3 THEN 'in_flight' ELSE 'done' END, 'g', 'x', 'openai:gpt', 1,
+            100, 20, 0.5, now() - interval '2 s', CASE turn WHEN 3 THEN NULL ELSE now() END
+        FROM generate_series(1, 3) AS turn
+        """,
+        f"{key}/research-1",
+    )
+    await handle.terminate()
+    await lab.compare()
+    told = await lab.told(key)
+    assert [event.event_type for event in told] == [*["turn.completed"] * 2, "run.repaired", "stage.repaired"]
+    assert [event.payload.turn for event in told if isinstance(event.payload, TurnCompleted)] == [1, 2]
 
 
 async def test_a_run_that_timed_out_is_put_right(lab: Lab) -> None:
