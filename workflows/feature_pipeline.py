@@ -39,6 +39,10 @@ DEFAULT_PRIORITY: Final = 3
 """Temporal's own; what is the default is left out of the history."""
 
 
+FIRST_TASK_EVENTS: Final = 3
+"""Of a history when its first task begins: started, task scheduled, task started."""
+
+
 class RunEndedError(Exception):
     """Control flow: a person rejected the work, or nobody decided in time."""
 
@@ -69,6 +73,8 @@ class FeaturePipelineWorkflow:
         self._state = _new_state(request)
         status, reason = RunStatus.COMPLETED, "every stage is done"
         try:
+            if _was_reset_to_its_beginning():
+                self._note_reset(workflow.random_seed())
             self._run.open()
             workflow.register_random_seed_callback(self._note_reset)
             await self._run_stages()
@@ -374,6 +380,16 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _was_reset_to_its_beginning() -> bool:
+    """Whether this is the first task of an execution that Temporal made by taking another one back to its first task.
+
+    The seed changes before this code runs then, so nobody is told. A task that is replayed, after a reset to a later
+    one, had only the three events of every beginning before it.
+    """
+    info = workflow.info()
+    return info.run_id != info.first_execution_run_id and info.get_current_history_length() > FIRST_TASK_EVENTS
 
 
 def _new_state(request: FeatureRequest | None) -> RunState:

@@ -23,10 +23,17 @@ class Rule(StrEnum):
     ONE_DELIVERABLE_PER_TASK = "exactly one deliverable message per task"
     NOTICE_NAMES_MESSAGE = "every notice names the stored message of its task"
     OWN_REFERENCES = "a stage is handed deliverables of its own run only"
-    EVENTS_ONCE = "every event once, every start with its end"
+    EVENTS_ONCE = "every event once, every start with its end, every turn told"
+    EVENTS_CAUSED = "every event is caused by another one of its run"
+    EVENTS_PROJECTED = "the table has the events of the audit log, and no others"
     TURNS_DONE = "every turn is journalled once, in order and finished"
     NOTHING_PAID_TWICE = "no finished model call is made again"
     NOTHING_BEGUN_TWICE = "no model call in flight is made again"
+
+
+_OF_A_ROUND = ("stage.started", "stage.completed")
+_FIRST = frozenset({"run.started", "run.reset"})
+"""What may be caused by nothing."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,38 @@ def _references(item: Evidence) -> Iterator[Violation]:
 
 
 def _events(item: Evidence, keys: set[str]) -> Iterator[Violation]:
-    counts = Counter((row["event_type"], row["entity_id"]) for row in item.events)
-    wanted = {(name, item.run.key) for name in ("run.started", "run.completed")}
-    wanted |= {(name, key) for name in ("stage.started", "stage.completed") for key in keys}
-    wrong = {event: counts[event] for event in wanted | set(counts) if counts[event] != (event in wanted)}
-    if wrong:
-        yield Violation(Rule.EVENTS_ONCE, f"times that each event was emitted: {wrong}")
+    counts = Counter((row["event_type"], row["entity_id"], row["occurrence"]) for row in item.events)
+    begun = {row["event_id"] for row in item.events if row["event_type"] == "stage.started"}
+    ids = {row["event_id"] for row in item.events}
+    wanted = {("run.started", item.run.key, "")}
+    wanted |= {("turn.completed", row["task_key"], str(row["turn"])) for row in item.turns if row["status"] == "done"}
+    wanted |= {("deliverable.published", key, "") for key in keys}
+    # What happened after a reset is told again, under another occurrence.
+    once = Counter((name, entity) for name, entity, _ in counts)
+    ended = {("run.completed", item.run.key), *((name, key) for name in _OF_A_ROUND for key in keys)}
+    resets = sum(count for (name, *_), count in counts.items() if name == "run.reset")
+    wrong: dict[object, int] = {event: counts[event] for event in counts if counts[event] != 1}
+    wrong |= dict.fromkeys(wanted - set(counts), 0)
+    wrong |= {event: once[event] for event in ended if not 1 <= once[event] <= 1 + resets}
+    strange = {entity for _, entity, _ in counts} - keys - {item.run.key}
+    if wrong or strange:
+        yield Violation(
+            Rule.EVENTS_ONCE, f"times that each event was told: {wrong}; about no task of the run: {strange}"
+        )
+    for row in item.events:
+        cause, name = row.get("causation_id"), f"{row['event_type']} of {row['entity_id']}"
+        if row["message"] != row["event_id"]:
+            yield Violation(Rule.EVENTS_ONCE, f"{name} is stored as {row['message']}")
+        if cause not in ids and (cause is not None or row["event_type"] not in _FIRST):
+            yield Violation(Rule.EVENTS_CAUSED, f"{name} is caused by no event")
+        if row["source"] != "core" and cause not in begun:
+            yield Violation(Rule.EVENTS_CAUSED, f"{name} is not of a round")
+    table = {row["event_id"]: row["event_type"] for row in item.projected}
+    log = {row["event_id"]: row["event_type"] for row in item.events}
+    if table != log:
+        yield Violation(
+            Rule.EVENTS_PROJECTED, f"in the log or the table alone: {set(log.items()) ^ set(table.items())}"
+        )
 
 
 def _turns(item: Evidence, keys: set[str]) -> Iterator[Violation]:

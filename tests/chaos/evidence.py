@@ -3,8 +3,11 @@
 Only wire formats are known here: the seed's tables and message shape, our header names and the form of a task key.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import json
+import string
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -25,6 +28,11 @@ STREAMS = {
 """Stream → its subjects without the feature."""
 
 Row = dict[str, Any]
+
+PROJECTOR_SECONDS = 20.0
+"""How long the table may lag behind the audit log after a death of the projector."""
+POLL_SECONDS = 0.05
+_PLAIN = frozenset(f"{string.ascii_lowercase}{string.digits}_-")
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,9 @@ class Evidence:
     tasks: list[Row]
     """With `input_data` and `output_data` decoded."""
     events: list[Row]
+    """Of the audit log, as they are stored, with their `sequence`."""
+    projected: list[Row]
+    """The table's."""
     turns: list[Row]
     messages: list[Message]
     """Of the run's feature: those of its other runs are among them."""
@@ -115,7 +126,8 @@ class Investigator:
                 failure=failure,
                 run_rows=await _rows(connection, "workflows WHERE workflow_id = $1", run.key),
                 tasks=await _rows(connection, "task_executions WHERE workflow_id = $1 ORDER BY started_at", run.key),
-                events=await _rows(connection, "events WHERE workflow_id = $1 ORDER BY created_at", run.key),
+                events=(events := await self._events(run.key)),
+                projected=await _projected(connection, run.key, len(events)),
                 turns=await _rows(
                     connection, "llm_turns WHERE starts_with(task_key, $1 || '/') ORDER BY task_key, turn", run.key
                 ),
@@ -123,6 +135,24 @@ class Investigator:
             )
         finally:
             await connection.close()
+
+    async def _events(self, key: str) -> list[Row]:
+        # `/` and whatever else is no plain character is `=HH` in a token.
+        token = "".join(char if char in _PLAIN else f"={ord(char):02X}" for char in key)
+        found: list[Row] = []
+        sequence = 1
+        while True:
+            try:
+                raw = await self._jetstream.get_msg(
+                    "audit_log", seq=sequence, subject=f"agog.events.*.*.*.{token}", next=True
+                )
+            except NotFoundError:
+                return found
+            assert raw.seq is not None
+            sequence = raw.seq + 1
+            found.append(
+                json.loads(raw.data or b"") | {"sequence": raw.seq, "message": (raw.headers or {})["Nats-Msg-Id"]}
+            )
 
     async def _messages(self, stream: str, feature: str) -> list[Message]:
         found: list[Message] = []
@@ -146,6 +176,15 @@ class Investigator:
                     size=len(data),
                 )
             )
+
+
+async def _projected(connection: "asyncpg.Connection[asyncpg.Record]", key: str, wanted: int) -> list[Row]:
+    """The table's rows of a run, when the projector has had the time to write them."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PROJECTOR_SECONDS):
+            while (await connection.fetchval("SELECT count(*) FROM events WHERE workflow_id = $1", key)) < wanted:
+                await asyncio.sleep(POLL_SECONDS)
+    return await _rows(connection, "events WHERE workflow_id = $1", key)
 
 
 async def _rows(connection: "asyncpg.Connection[asyncpg.Record]", what: str, key: str) -> list[Row]:

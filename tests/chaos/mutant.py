@@ -8,7 +8,7 @@ that a test can change it between two lives of the process, and so that the proc
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,23 @@ def no_turn_journal() -> None:
     TurnJournal.claim = claim_always  # type: ignore[method-assign]
 
 
-def no_row_key() -> None:
-    """core: an event that is written again is another event."""
-    from coatcheck.storage import state  # noqa: PLC0415  the same
+def no_event_key() -> None:
+    """core: an event that is told again is another event."""
+    from coatcheck.messaging.events import EventLog  # noqa: PLC0415  only the core worker has an audit log
 
-    record = state.record
+    publish = EventLog.publish
 
-    async def record_anew(executor: Any, step: Any) -> None:
-        events = [event.model_copy(update={"event_id": str(uuid.uuid4())}) for event in step.events]
-        await record(executor, step.model_copy(update={"events": events}))
+    async def publish_anew(self: EventLog, events: Sequence[Any]) -> None:
+        await publish(self, [event.model_copy(update={"event_id": str(uuid.uuid4())}) for event in events])
 
-    state.record = record_anew
+    EventLog.publish = publish_anew  # type: ignore[method-assign]
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "no message id": no_message_id,
     "no turn journal": no_turn_journal,
-    "no row key": no_row_key,
+    "no event key": no_event_key,
 }
 
 if __name__ == "__main__":

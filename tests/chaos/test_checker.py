@@ -62,6 +62,25 @@ def _lost_event(item: Evidence) -> Evidence:
     return dataclasses.replace(item, events=[row for row in item.events if row["event_type"] != "run.completed"])
 
 
+def _untold_turn(item: Evidence) -> Evidence:
+    last = max(row["sequence"] for row in item.events if row["event_type"] == "turn.completed")
+    return dataclasses.replace(item, events=[row for row in item.events if row["sequence"] != last])
+
+
+def _end_twice_after_a_reset_that_was_none(item: Evidence) -> Evidence:
+    end = next(row for row in item.events if row["event_type"] == "run.completed")
+    return dataclasses.replace(item, events=[*item.events, end | {"occurrence": "@1"}])
+
+
+def _causeless(item: Evidence) -> Evidence:
+    item.events[-1]["causation_id"] = "another"
+    return item
+
+
+def _not_projected(item: Evidence) -> Evidence:
+    return dataclasses.replace(item, projected=item.projected[:-1])
+
+
 def _turn_in_flight(item: Evidence) -> Evidence:
     item.turns[0]["status"] = "in_flight"
     return item
@@ -83,6 +102,10 @@ def _lost_turn(item: Evidence) -> Evidence:
         (_foreign_reference, Rule.OWN_REFERENCES),
         (_event_twice, Rule.EVENTS_ONCE),
         (_lost_event, Rule.EVENTS_ONCE),
+        (_untold_turn, Rule.EVENTS_ONCE),
+        (_end_twice_after_a_reset_that_was_none, Rule.EVENTS_ONCE),
+        (_causeless, Rule.EVENTS_CAUSED),
+        (_not_projected, Rule.EVENTS_PROJECTED),
         (_turn_in_flight, Rule.TURNS_DONE),
         (_lost_turn, Rule.TURNS_DONE),
     ],

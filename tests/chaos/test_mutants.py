@@ -50,7 +50,7 @@ async def mutants(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mut
 DEATHS = [
     ("agents", "no message id", "agent.after_publish", Rule.ONE_DELIVERABLE_PER_TASK),
     ("gateway", "no turn journal", "agent.after_turn", Rule.NOTHING_PAID_TWICE),
-    ("core", "no row key", "state.after_record", Rule.EVENTS_ONCE),
+    ("core", "no event key", "state.after_record", Rule.EVENTS_ONCE),
 ]
 
 
