@@ -7,14 +7,14 @@ or of all of them and how the run ended) and a number that counts repetitions. S
 - a changed model, prompt or limit, and a run that went on after a reset, give new events beside the old ones;
 - `again` asks once more on purpose, under the next number.
 
-Of several scores by one judge of one thing, the one with the highest sequence counts. A failure is an event of its own
-and no score: it is asked again, and a score that comes later stands beside it.
+Of several scores by one judge of one thing the last in the audit log counts (`standing`). A failure is an event of its
+own and no score: it is asked again, and a score that comes later stands beside it.
 
 A process that dies loses what was being asked at that moment; all else was stored before the next question.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -23,7 +23,7 @@ from coatcheck.bench.agreement import compare
 from coatcheck.bench.judges.questions import AskedJudge, Question, ending_of, fingerprint
 from coatcheck.bench.judging import Judge, JudgeCase
 from schemas.event_payloads import AgreementMeasured, JudgingFailed, Scored
-from schemas.events import JUDGE, JudgeEvent, JudgeFailed, JudgesCompared, JudgeScored, StageCompleted
+from schemas.events import JUDGE, Event, JudgeEvent, JudgeFailed, JudgesCompared, JudgeScored, StageCompleted
 from schemas.workflow_ids import event_id
 
 Report: TypeAlias = Callable[[Sequence[JudgeEvent]], Awaitable[None]]
@@ -73,6 +73,21 @@ async def hear(
     if hearing.agreement:
         await report(hearing.agreement)
     return hearing
+
+
+def standing(events: Iterable[Event]) -> list[JudgeScored | JudgeFailed]:
+    """The opinions that count, of all that were ever told of a run, in the order in which they were first told.
+
+    Per judge, criterion and round (or the run) the last score; the last failure only where there is no score.
+    """
+    latest: dict[tuple[str, str, str | None, int | None], JudgeScored | JudgeFailed] = {}
+    for event in events:
+        if isinstance(event, JudgeScored | JudgeFailed):
+            said = event.payload
+            place = (said.judge, said.criterion, said.stage, said.round)
+            if isinstance(event, JudgeScored) or not isinstance(latest.get(place), JudgeScored):
+                latest[place] = event
+    return list(latest.values())
 
 
 async def _asked(

@@ -8,7 +8,7 @@ import pytest
 from coatcheck.bench.judges.checks import CheckJudge, Limits
 from coatcheck.bench.judges.questions import Answer, AskedJudge, JudgingError, Question
 from coatcheck.bench.judging import JudgeCase, JudgeKind
-from coatcheck.bench.panel import Hearing, hear
+from coatcheck.bench.panel import Hearing, hear, standing
 from coatcheck.errors import MessagingUnavailableError
 from schemas.event_payloads import JudgingFailed, Scored
 from schemas.events import JudgeEvent, JudgeScored, read_event
@@ -147,6 +147,16 @@ async def test_agreement_is_told_and_changes_with_the_scores() -> None:
     later = await hear(told.case(run), [Opinionated("ada", []), Opinionated("bob", [0])], told)
     assert [event.payload.compared for event in later.agreement] == [3, 3]
     assert len(told.stored) == before + 3
+
+
+async def test_of_all_opinions_the_last_scores_stand() -> None:
+    """A failure stands only where no score ever came."""
+    run, told = good_run(), Told()
+    for given in ([1, None, None], [0, None, 0.5], [0.5, None, None]):
+        await hear(told.case(run), [Opinionated("ada", given)], told, again=True)
+    found = standing(told.case(run).events)
+    values = [(item.payload.stage, item.payload.score if isinstance(item, JudgeScored) else None) for item in found]
+    assert values == [("research", 0.5), ("backend", None), ("qa", 0.5)]
 
 
 async def test_only_some_criteria() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
@@ -45,6 +45,13 @@ def default_judges(config: Config) -> list[str]:
     return list(dict.fromkeys(["checks", *(config.judges or ["scripted"])]))
 
 
+def who_judges(config: Config, criterion: str) -> list[str]:
+    """Those of `default_judges` that know a criterion."""
+    asked = {**built_in(), **config.criteria}
+    known = {**ALWAYS, **config.judges}
+    return [name for name in default_judges(config) if _criteria(known[name], asked, [criterion])]
+
+
 @asynccontextmanager
 async def open_judges(
     config: Config,
@@ -61,7 +68,7 @@ async def open_judges(
         names: Of judges in it, or `checks` and `scripted`.
         surroundings: Keys and the like.
         criteria: Only these; a judge that has none of them is left out.
-        limits: Instead of those of the configuration, for judges that count.
+        limits: A budget instead of that of the configuration, for judges that count.
 
     Raises:
         UnknownJudgeError: there is no judge of that name, or none of them has one of the criteria.
@@ -103,7 +110,8 @@ class _Means:
 async def _judge(means: _Means, name: str, judge: JudgeConfig, criteria: Sequence[str]) -> AskedJudge:
     if judge.kind == KIND_CHECKS:
         own = Limits(max_tokens=judge.max_tokens, max_cost_usd=judge.max_cost_usd, max_rounds=judge.max_rounds)
-        return CheckJudge(name, criteria, limits=means.limits or own)
+        given = own if means.limits is None else replace(means.limits, max_rounds=own.max_rounds)
+        return CheckJudge(name, criteria, limits=given)
     questions = {criterion: means.asked[criterion] for criterion in criteria}
     if judge.kind == KIND_SCRIPTED:
         return ScriptedJudge(name, questions)
