@@ -14,6 +14,7 @@ from coatcheck.bench.conditions import matches
 from coatcheck.bench.findings import Violation
 from coatcheck.bench.grammar import Expression, after, compile_steps, expected, may_end
 from coatcheck.bench.invariants import broken_invariants
+from coatcheck.bench.panel import standing
 from coatcheck.bench.recording import Recorded, Recording
 from coatcheck.bench.spending import budget_violations
 from schemas.event_payloads import JudgingFailed, Scored
@@ -267,8 +268,17 @@ def _misjudged(recording: Recording, threshold: Threshold) -> list[Violation]:
             and threshold.stage in (None, said.stage)
         )
 
-    scored = [(message, event.payload) for message, event in recording.of(JudgeScored) if concerns(event.payload)]
-    failed = [(message, event.payload) for message, event in recording.of(JudgeFailed) if concerns(event.payload)]
+    counts = {event.event_id for event in standing(recording.events)}
+    scored = [
+        (message, event.payload)
+        for message, event in recording.of(JudgeScored)
+        if concerns(event.payload) and event.event_id in counts
+    ]
+    failed = [
+        (message, event.payload)
+        for message, event in recording.of(JudgeFailed)
+        if concerns(event.payload) and event.event_id in counts
+    ]
     found = [
         Violation(rule="judge", message=f"{said.judge} failed on {said.criterion}: {said.error}", sequence=at.sequence)
         for at, said in failed
