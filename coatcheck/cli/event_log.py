@@ -59,7 +59,7 @@ async def show(name: str, wanted: Wanted, *, follow: bool, as_json: bool, data_d
     if unknown := sorted(wanted.types - EVENT_TYPES.keys()):
         raise MisuseError(f"there is no event type {unknown[0]!r}", hint=f"one of {', '.join(EVENT_TYPES)}")
     settings = load_settings(data_dir)
-    run_key, ended = await _run(settings, name)
+    run_key, ended = await run_key_of(settings, name)
     if not as_json:
         emit(_line(_HEADER, upper=True))
     async with open_nats(settings) as client:
@@ -75,7 +75,7 @@ async def show(name: str, wanted: Wanted, *, follow: bool, as_json: bool, data_d
                     _print(stored, as_json=as_json)
 
 
-async def _run(settings: Settings, name: str) -> tuple[str, bool]:
+async def run_key_of(settings: Settings, name: str) -> tuple[str, bool]:
     """Run key, and whether the run has ended; a run key says the first by itself."""
     try:
         async with open_database(settings) as pool:
@@ -102,7 +102,7 @@ async def _until_ended(
                     coming = asyncio.ensure_future(anext(told))
                     ended, sequence = _ends(stored, so_far=ended), stored.sequence + 1
                     yield stored
-                elif ended or (await _run(settings, run_key))[1]:
+                elif ended or (await run_key_of(settings, run_key))[1]:
                     break
         finally:
             coming.cancel()

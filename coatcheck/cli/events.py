@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, Run
 
-MORE: Final[tuple[str, ...]] = ()
+MORE: Final[tuple[str, ...]] = ("history", "export")
 """Further modules of `coatcheck.cli` whose `app` has commands of this group."""
 
 SHOW: Final = "show"
