@@ -1,12 +1,12 @@
 """Agent activities: one activity type per agent, so that a replay tells `roy.backend` from `jen.frontend`."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from temporalio import activity
 
+from activities.heartbeats import heartbeats
 from coatcheck.agents.loop import StageRunner, Task
 from coatcheck.agents.presence import Presence
 from schemas.activities import RunStageInput, stage_activity
@@ -14,9 +14,6 @@ from schemas.agent_state import AgentTask
 from schemas.notice import Notice
 from schemas.roles import Role
 from schemas.workflow_ids import task_key
-
-HEARTBEAT_SECONDS = 3.0
-"""Half the heartbeat time-out: one late beat is not a death. Not less, since each beat costs the server a write."""
 
 StageActivity = Callable[[RunStageInput], Awaitable[Notice]]
 
@@ -32,7 +29,7 @@ def stage_activity_for(role: Role, runner: StageRunner, presence: Presence | Non
         order = stage_input.order(info.workflow_id, info.workflow_run_id, info.activity_id)
         task = Task(order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
         with presence.working(_in_hand(task)) if presence else contextlib.nullcontext():
-            async with _heartbeats():
+            async with heartbeats():
                 return await runner.run(task)
 
     return run_stage
@@ -47,19 +44,3 @@ def _in_hand(task: Task) -> AgentTask:
         attempt=task.attempt,
         since=datetime.now(UTC),
     )
-
-
-@contextlib.asynccontextmanager
-async def _heartbeats() -> AsyncIterator[None]:
-    """Beat in the background: one model call may take minutes, and a beat is how a cancellation arrives."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            activity.heartbeat()
-
-    task = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        task.cancel()

@@ -30,6 +30,7 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.heartbeats import heartbeats
 from activities.queues import queue_state
 from activities.state import turn_event
 from coatcheck.errors import CoatcheckError
@@ -150,7 +151,12 @@ class ReconcileActivities:
 
     @activity.defn(name=COMPARE)
     async def compare(self) -> ReconcileReport:
-        """Look once, and put right what differs.
+        """Look once."""
+        async with heartbeats():
+            return await self.look()
+
+    async def look(self) -> ReconcileReport:
+        """Compare everything, and put right what differs.
 
         Idempotent, and safe beside another look and beside everything that runs.
         """

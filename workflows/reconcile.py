@@ -20,6 +20,7 @@ class ReconcileWorkflow:
             reconcile.COMPARE,
             result_type=ReconcileReport,
             start_to_close_timeout=reconcile.COMPARE_START_TO_CLOSE,
+            heartbeat_timeout=reconcile.COMPARE_HEARTBEAT_TIMEOUT,
             schedule_to_close_timeout=reconcile.COMPARE_SCHEDULE_TO_CLOSE,
             retry_policy=reconcile.COMPARE_RETRY,
         )

@@ -121,7 +121,7 @@ class Lab:
 
     async def compare(self) -> ReconcileReport:
         """Look once."""
-        return await self.activities().compare()
+        return await self.activities().look()
 
     async def start(self, name: str, **options: Any) -> tuple[Handle, str]:
         """Start a run whose row says that research is under way; returns its key too."""
@@ -333,7 +333,7 @@ async def test_told_and_not_done_is_done_by_the_next(lab: Lab) -> None:
     handle, key = await lab.start("halfway")
     await handle.terminate()
     with pytest.raises(RuntimeError, match="dead"):
-        await lab.activities(StopsHalfway).compare()
+        await lab.activities(StopsHalfway).look()
     assert (await lab.row(key))["status"] == "running"
     assert (await lab.compare()).repaired_runs == 1
     assert (await lab.row(key))["status"] == "cancelled"
@@ -356,7 +356,7 @@ async def test_a_thousand_runs(lab: Lab) -> None:
     looks = lab.activities(CountsQuestions)
     assert isinstance(looks, CountsQuestions)
     began = time.monotonic()
-    report = await looks.compare()
+    report = await looks.look()
     well = time.monotonic() - began
     assert (report.open_rows, report.open_runs, report.repaired_runs, looks.asked) == (MANY, MANY, 0, 0)
     await asyncio.gather(*(handle.terminate() for handle, _ in started))
@@ -364,7 +364,7 @@ async def test_a_thousand_runs(lab: Lab) -> None:
         while await looks._live():
             await asyncio.sleep(0.05)
     began = time.monotonic()
-    report = await looks.compare()
+    report = await looks.look()
     took = time.monotonic() - began
     print(f"{MANY} open runs: {well:.2f} s when all is well, {took:.2f} s to put all right")
     assert (report.repaired_runs, report.repaired_tasks) == (MANY, MANY)
@@ -408,7 +408,7 @@ async def test_a_run_that_ends_while_it_is_compared(lab: Lab) -> None:
     activities = lab.activities(EndsMeanwhile)
     assert isinstance(activities, EndsMeanwhile)
     activities.lab = lab
-    assert (await activities.compare()).repaired_runs == 0
+    assert (await activities.look()).repaired_runs == 0
     assert (await lab.row(key))["status"] == "completed"
     assert await lab.told(key) == []
 
@@ -431,7 +431,7 @@ async def test_a_newer_step_is_not_overwritten(lab: Lab) -> None:
     activities = lab.activities(StepsMeanwhile)
     assert isinstance(activities, StepsMeanwhile)
     activities.lab = lab
-    assert (await activities.compare()).repaired_runs == 0
+    assert (await activities.look()).repaired_runs == 0
     assert (await lab.row(key))["status"] == "waiting"
 
 
