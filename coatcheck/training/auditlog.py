@@ -14,8 +14,8 @@ from typing import Final
 from coatcheck.errors import DeliverableNotFoundError
 from coatcheck.messaging.client import NatsClient, StoredMessage
 from coatcheck.messaging.events import EventLog, StoredEvent
-from coatcheck.training.facts import RunFacts
-from schemas.events import EventInvalidError, read_event
+from coatcheck.training.facts import ROUND_ENDS, RUN_ENDS, RunFacts
+from schemas.events import EventInvalidError, ToolCompleted, read_event
 from schemas.streams import AUDIT_LOG
 
 GRACE: Final = timedelta(hours=6)
@@ -25,8 +25,17 @@ MARGIN: Final = timedelta(hours=1)
 IN_FLIGHT: Final = 128
 """Reads under way at once: 5 times as fast as one after the other, and at most 8 MB."""
 KEPT_RUNS: Final = 256
-"""Runs whose facts are kept in memory, each a few KB."""
+"""Runs whose facts are kept in memory, each a few KB; more than the runs of one block of reads."""
 _ALL: Final = AUDIT_LOG.subjects[0]
+_NEED_FACTS: Final = (*ROUND_ENDS, *RUN_ENDS, ToolCompleted)
+
+
+@dataclass
+class _Folded:
+    """Facts, and the sequence up to which the log was read for them."""
+
+    facts: RunFacts
+    until: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,7 @@ class AuditLog:
     def __init__(self, client: NatsClient) -> None:
         self._client = client
         self._log = EventLog(client)
-        self._facts: dict[str, RunFacts] = {}
-        self._facts_until = 0
+        self._runs: dict[str, _Folded] = {}
         self.unreadable = 0
         """Messages that are no events; a projector has put them among the dead letters."""
 
@@ -90,24 +98,30 @@ class AuditLog:
         """The day's events, in order."""
         for start in range(span.first, span.last + 1, IN_FLIGHT):
             sequences = range(start, min(start + IN_FLIGHT, span.last + 1))
-            for message in await asyncio.gather(*(self._message(sequence) for sequence in sequences)):
-                if message is not None and (stored := self._event(message)) is not None and day_of(stored) == span.day:
-                    yield stored
+            messages = await asyncio.gather(*(self._message(sequence) for sequence in sequences))
+            events = [event for message in messages if message is not None and (event := self._event(message))]
+            events = [event for event in events if day_of(event) == span.day]
+            # Beforehand and side by side, which is several times as fast as one run after the other.
+            runs = {item.event.correlation_id for item in events if isinstance(item.event, _NEED_FACTS)}
+            await asyncio.gather(*(self.facts(run, span.last) for run in sorted(runs)))
+            for event in events:
+                yield event
 
     async def facts(self, run_key: str, until: int) -> RunFacts:
-        """What the events of a run up to a sequence say."""
-        if until != self._facts_until:
-            self._facts, self._facts_until = {}, until
-        if (known := self._facts.pop(run_key, None)) is None:
-            known = RunFacts(run_key)
-            async for stored in self._log.read_run(run_key):
+        """What the events of a run up to a sequence say. Days are asked for in their order, so facts only grow."""
+        folded = self._runs.pop(run_key, None)
+        if folded is None or folded.until > until:
+            folded = _Folded(RunFacts(run_key))
+        if folded.until < until:
+            async for stored in self._log.read_run(run_key, from_sequence=folded.until + 1):
                 if stored.sequence > until:
                     break
-                known.add(stored.sequence, stored.event)
-            if len(self._facts) >= KEPT_RUNS:
-                del self._facts[next(iter(self._facts))]
-        self._facts[run_key] = known
-        return known
+                folded.facts.add(stored.sequence, stored.event)
+            folded.until = until
+        while len(self._runs) >= KEPT_RUNS:
+            del self._runs[next(iter(self._runs))]
+        self._runs[run_key] = folded
+        return folded.facts
 
     async def _first_stored_at(self, moment: datetime, bounds: Bounds) -> int:
         """The first sequence that was stored at or after a moment, or the one after the last."""

@@ -30,7 +30,7 @@ _BIG_NUMBER: Final = 7
 """Digits from which a number may be somebody's."""
 
 _ESCAPES: Final = re.compile(
-    r"\\u\{?(?P<unicode>[0-9a-fA-F]{4,6})\}?|\\x(?P<byte>[0-9a-fA-F]{2})|\\(?P<single>[\\/\"'`nrtbf\n])"
+    r"\\u(?P<unicode>[0-9a-fA-F]{4})|\\(?:u\{0{0,4}|U0{4})(?P<wide>[0-9a-fA-F]{1,6})\}?|\\x(?P<byte>[0-9a-fA-F]{2})|\\(?P<single>[\\/\"'`nrtbf\n])"
     r"|%(?P<percent>[0-9a-fA-F]{2})|&(?P<entity>#?\w{2,8});"
     r"|(?P<unseen>[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff])"
 )
@@ -188,7 +188,7 @@ class _Reading:
 def _meaning(match: "re.Match[str]") -> str | None:
     """What an escape stands for; `None` when it is none."""
     kind, body = match.lastgroup, match[match.lastgroup or 0]
-    if kind == "unicode":
+    if kind in {"unicode", "wide"}:
         code = int(body, 16)
         return chr(code) if code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF else None  # noqa: PLR2004  Unicode's
     if kind in {"byte", "percent"}:
