@@ -44,10 +44,10 @@ def test_the_example_names_its_schema() -> None:
 
 
 def test_the_files_in_the_docs_load(tmp_path: Path) -> None:
-    """Every block of TOML in the how-to is a file that is taken, with its prompts in place."""
-    text = (DOCS / "how-to" / "your-own-agents.md").read_text()
-    blocks = [block.partition("```")[0] for block in text.split("```toml\n")[1:]]
-    assert len(blocks) >= 3
+    """Every block of TOML in the how-tos is a file that is taken, with its prompts in place."""
+    texts = [(DOCS / "how-to" / name).read_text() for name in ("your-own-agents.md", "judges.md")]
+    blocks = [block.partition("```")[0] for text in texts for block in text.split("```toml\n")[1:]]
+    assert len(blocks) >= 4
     (tmp_path / "prompts").mkdir()
     for name in ("security", "translator"):
         (tmp_path / "prompts" / f"{name}.md").write_text("You are somebody.")
