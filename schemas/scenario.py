@@ -233,6 +233,12 @@ class Action(_Part):
     comment: str = ""
     by: str = "bench"
 
+    @model_validator(mode="after")
+    def _answers_a_question(self) -> "Action":
+        if self.do in {"approve", "revise", "reject"} and self.when.event != "decision.requested":
+            raise ValueError(f"{self.do!r} answers a question: it waits for decision.requested, not {self.when.event}")
+        return self
+
 
 class ScenarioInput(_Part):
     """What the run is given."""
@@ -241,7 +247,7 @@ class ScenarioInput(_Part):
     rehearsal: list[Cue] = []
     """What the scripted author does on purpose; without it, any model will do."""
     people: list[Action] = []
-    """Each is done once, in any order; the event of one is not the event of another."""
+    """Each is done once, at the first event that it waits for; several on one event in this order."""
     patience_seconds: Seconds = 120.0
     """How long the runner waits for the end."""
 

@@ -1,0 +1,1 @@
+"""Tests of the benchmark itself: its grammar, its rules, its mutants."""
