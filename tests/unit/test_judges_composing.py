@@ -20,6 +20,7 @@ from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError
 from schemas.config import DEFAULT_CONFIG, Config
 from schemas.judging import BUILT_IN_QUESTIONS, CHECK_CRITERIA
+from tests.unit.judge_cases import good_run
 
 LLM = {"kind": "llm", "model": "openai:gpt-test"}
 OWN = "http://localhost:11434/v1"
@@ -52,6 +53,7 @@ def test_who_is_there_by_default() -> None:
     assert who_judges(config(strict=LLM), "clear") == ["strict"]
     assert who_judges(DEFAULT_CONFIG, "run-completed") == ["checks"]
     assert who_judges(DEFAULT_CONFIG, "beauty") == []
+    assert who_judges(config(checks={"kind": "checks", "criteria": ["run-completed"]}), "budget-kept") == []
 
 
 async def test_openais_key_goes_to_openai_only() -> None:
@@ -104,6 +106,8 @@ async def test_criteria_and_limits_of_the_file(tmp_path: Path) -> None:
     )
     async with open_judges(load_config(path), ["mine", "frugal"], Surroundings({}.get)) as [mine, frugal]:
         assert mine.criteria == (*BUILT_IN_QUESTIONS, "kind")
+        asked = mine.questions(good_run().case())
+        assert [question.stage for question in asked if question.criterion == "clear"] == [None]
         assert frugal.criteria == ("rounds-bounded", "budget-kept")
         assert isinstance(frugal, CheckJudge)
         assert (frugal._limits.max_tokens, frugal._limits.max_rounds) == (7, 1)
