@@ -330,7 +330,10 @@ def turns(run: Run) -> Iterator[Violation]:
 
 
 def tools(run: Run) -> Iterator[Violation]:
-    """A tool runs only when a turn of its round has called it, and is told before the round's end."""
+    """A tool runs only when a turn of its round has called it, and is told before the round's end.
+
+    Of a round that was cut short a turn may be missing: it was answered when the round's turns had been told.
+    """
     told = run.by_entity(TurnCompleted)
     ends = {event.entity_id: message.sequence for message, event in run.recording.of(StageCompleted)}
     for message, event in run.recording.of(ToolCompleted):
@@ -339,7 +342,7 @@ def tools(run: Run) -> Iterator[Violation]:
             for _, turn in told.get(event.entity_id, [])
             for call in turn.payload.tool_calls
         }
-        if (event.payload.tool_call_id, event.payload.tool) not in asked:
+        if event.entity_id in ends and (event.payload.tool_call_id, event.payload.tool) not in asked:
             call = f"{event.payload.tool} ({event.payload.tool_call_id})"
             yield _broken("tools", f"no turn of {_round(event)} has called {call}", message)
         if message.sequence > ends.get(event.entity_id, message.sequence):
@@ -368,6 +371,8 @@ def attempts(run: Run) -> Iterator[Violation]:
     for message, event in run.recording.of(StageCompleted):
         last = event.payload.notice.metadata.attempt or 1
         numbers = Counter(item.payload.attempt for _, item in told.get(event.entity_id, []))
+        if twice := [number for number, times in numbers.items() if times > 1]:
+            yield _broken("attempts", f"{_round(event)}: attempt {max(twice)} was told more than once", message)
         if last > 1 and last not in numbers:
             yield _broken("attempts", f"{_round(event)}: attempt {last} gave the notice and was not told", message)
         # A parked round begins again with its first attempt.
