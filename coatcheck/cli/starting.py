@@ -1,5 +1,6 @@
 """Starts a pipeline, as the plain `temporal` program could, but refuses bad input before anything connects."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -8,14 +9,17 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from coatcheck.bench.forking import FORK_PREFIX, fork_request, read_request
 from coatcheck.cli.output import emit, emit_json, one_line
 from coatcheck.cli.request import STDIN, build_request, parse_request, read_text
 from coatcheck.cli.runs import FoundRun, find
-from coatcheck.cli.session import load_settings, open_temporal, temporal_errors
+from coatcheck.cli.session import load_settings, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.cli.watching import watch_found
 from coatcheck.config import load_config, nearest
 from coatcheck.errors import CoatcheckError
+from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.messaging.events import EventLog
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, Pipeline
 from schemas.task_queues import CORE, TASK_TIMEOUT
 from schemas.workflow_ids import MAX_WORKFLOW_ID_LENGTH, feature_workflow_id
@@ -103,6 +107,31 @@ async def run_feature(
         return
     tell(f"started {found.workflow_id}, run id {found.run_id}")
     await watch_found(client, found, settings, as_json=as_json)
+
+
+async def fork_run(
+    name: str, stage: str, *, workflow_id: str | None, wait: bool, as_json: bool, data_dir: Path
+) -> None:
+    """Start a fork of the run that `name` means, and go on as `run_feature` does.
+
+    Raises:
+        ForkError: the run cannot be forked at that stage.
+        DeliverableError: retention has dropped what the stage needs.
+        CoatcheckError: as `run_feature`.
+    """
+    settings = load_settings(data_dir)
+    client = await open_temporal(settings)
+    found = await find(client, name)
+    with temporal_errors():
+        request = await read_request(client, found.workflow_id, found.first_run_id)
+    async with open_nats(settings) as nats:
+        forked = await fork_request(
+            request, stage, key=found.run_key, log=EventLog(nats), deliverables=DeliverableService(nats)
+        )
+    inherited = forked.fork.rounds if forked.fork else ()
+    tell(f"{len(inherited)} rounds of {found.run_key} are taken over, {stage} is the first stage that is paid")
+    name = workflow_id or f"{FORK_PREFIX}/{request.feature}/{secrets.token_hex(4)}"
+    await run_feature(forked, workflow_id=name, wait=wait, as_json=as_json, data_dir=data_dir)
 
 
 def check_workflow_id(workflow_id: str) -> str:
