@@ -148,9 +148,10 @@ def causation(run: Run) -> Iterator[Violation]:
 
 
 def order(run: Run) -> Iterator[Violation]:
-    """The log is in order of time, and whatever one workflow or one agent's round tells is in the order it happened."""
+    """The log is in order of time; so is what one workflow or one agent's round tells, the latter before its notice."""
     before: Recorded | None = None
     latest: dict[str, Event] = {}
+    noticed: set[str] = set()
     for message in run.recording.messages:
         if before is not None and (message.sequence <= before.sequence or message.stored_at < before.stored_at):
             yield _broken("order", f"stored before sequence {before.sequence}, which comes first", message)
@@ -162,6 +163,10 @@ def order(run: Run) -> Iterator[Violation]:
         last = latest.get(voice)
         if last is not None and event.occurred_at < last.occurred_at:
             yield _broken("order", f"{event.event_type} happened before {last.event_type}, which comes first", message)
+        if event.family == "agent" and event.entity_id in noticed:
+            yield _broken("order", f"{event.event_type} is told after the notice of its round", message)
+        if isinstance(event, StageCompleted):
+            noticed.add(event.entity_id)
         latest[voice] = event
 
 
@@ -233,7 +238,7 @@ def end(run: Run) -> Iterator[Violation]:
 
 
 def deliverables(run: Run) -> Iterator[Violation]:
-    """Every completed round has told of its deliverable before, exactly as the notice names it; none has two."""
+    """Every completed round has told of its deliverable, exactly as the notice names it; none has two."""
     published = run.by_entity(DeliverablePublished)
     taken: dict[tuple[str, int], str] = {}
     for message, event in run.recording.of(StageCompleted):
@@ -242,8 +247,6 @@ def deliverables(run: Run) -> Iterator[Violation]:
             yield _broken("deliverables", f"{_round(event)} is complete, but its deliverable was not told", message)
         yield from _misplaced(run, event.payload.notice, event, message)
         for at, item in told:
-            if at.sequence > message.sequence:
-                yield _broken("deliverables", f"the deliverable of {_round(event)} is told after its notice", at)
             if differing := _differences(item, event.payload.notice):
                 yield _broken("deliverables", f"{_round(event)}: {differing} differ from the notice", at)
     for entity, items in published.items():
@@ -294,8 +297,6 @@ def evidence(run: Run) -> Iterator[Violation]:
                 has = "none" if claimed is None else f"{claimed.passed} passed, {claimed.failed} failed"
                 said = f"{summary.passed} passed, {summary.failed} failed"
                 yield _broken("evidence", f"{_round(event)}: {said}, but the notice has {has}", at)
-            if at.sequence > message.sequence:
-                yield _broken("evidence", f"the evidence of {_round(event)} is told after its notice", at)
 
 
 def turns(run: Run) -> Iterator[Violation]:
@@ -330,23 +331,21 @@ def turns(run: Run) -> Iterator[Violation]:
 
 
 def tools(run: Run) -> Iterator[Violation]:
-    """A tool runs only when a turn of its round has called it, and is told before the round's end.
+    """A tool runs only when a turn of its round has called it.
 
     Of a round that was cut short a turn may be missing: it was answered when the round's turns had been told.
     """
     told = run.by_entity(TurnCompleted)
-    ends = {event.entity_id: message.sequence for message, event in run.recording.of(StageCompleted)}
+    completed = {event.entity_id for _, event in run.recording.of(StageCompleted)}
     for message, event in run.recording.of(ToolCompleted):
         asked = {
             (call.tool_call_id, call.tool)
             for _, turn in told.get(event.entity_id, [])
             for call in turn.payload.tool_calls
         }
-        if event.entity_id in ends and (event.payload.tool_call_id, event.payload.tool) not in asked:
+        if event.entity_id in completed and (event.payload.tool_call_id, event.payload.tool) not in asked:
             call = f"{event.payload.tool} ({event.payload.tool_call_id})"
             yield _broken("tools", f"no turn of {_round(event)} has called {call}", message)
-        if message.sequence > ends.get(event.entity_id, message.sequence):
-            yield _broken("tools", f"a tool of {_round(event)} is told after its notice", message)
 
 
 def calls(run: Run) -> Iterator[Violation]:

@@ -15,6 +15,7 @@ from coatcheck.bench.run import Run
 from schemas.event_payloads import DecisionMade as Decided
 from schemas.event_payloads import DecisionRequested as Question
 from schemas.event_payloads import RunPoint
+from schemas.event_payloads import StageParked as Parked
 from schemas.events import (
     DecisionMade,
     DecisionRequested,
@@ -54,6 +55,8 @@ class State:
     """What has no answer, also when the run is over."""
     notices: dict[str, Notice] = field(default_factory=dict)
     """Stage → its latest."""
+    parked: dict[tuple[str, int], datetime] = field(default_factory=dict)
+    """Round → until when it was parked last."""
     is_paused: bool = False
     is_over: bool = False
 
@@ -67,6 +70,8 @@ class State:
             case StageCompleted(payload=said):
                 self._close(said.stage, said.round)
                 self.notices[said.stage] = said.notice
+            case StageParked(payload=said):
+                self.parked[(said.stage, said.round)] = said.until
             case StageFailed() | StageCancelled():
                 self.end()
             case StageAccepted(payload=said):
@@ -141,9 +146,7 @@ def rounds(run: Run) -> Iterator[Violation]:
                 faults = ["ends again"] if place in ended else [] if place in started else ["ends and never started"]
                 ended.add(place)
             case StageParked(payload=said):
-                is_open = (said.stage, said.round) in state.open
-                faults = [] if is_open else ["is parked but not under way"]
-                faults += ["is parked until a time that is over"] if said.until <= event.occurred_at else []
+                faults = _faults_of_parking(said, event.occurred_at, state)
             case StageAccepted(payload=said):
                 is_next = said.rounds == state.rounds.get(said.stage) and said.stage not in {
                     *state.done,
@@ -157,6 +160,13 @@ def rounds(run: Run) -> Iterator[Violation]:
     for (stage, number), message in started.items():
         if run.ending is not None and (stage, number) not in ended:
             yield _broken("rounds", f"{stage}, round {number}, never ends", message)
+
+
+def _faults_of_parking(said: Parked, now: datetime, state: State) -> list[str]:
+    until = state.parked.get((said.stage, said.round))
+    faults = [] if (said.stage, said.round) in state.open else ["is parked but not under way"]
+    faults += ["is parked while it is parked"] if until is not None and now < until else []
+    return faults + (["is parked until a time that is over"] if said.until <= now else [])
 
 
 def _faults_of_start(stage: str, number: int, state: State) -> list[str]:

@@ -46,7 +46,7 @@ def concurrent(recording: Recording, rng: random.Random) -> Recording:
         source = rng.randrange(len(recording.messages))
         target = min(max(source + rng.choice([-3, -2, -1, 1, 2, 3]), 0), len(recording.messages) - 1)
         varied, is_wrong = surgery.moved(recording, source, target)
-        if not is_wrong:
+        if not is_wrong and all(surgery.event(item).occurred_at <= item.stored_at for item in varied.messages):
             recording = varied
     return recording
 
@@ -68,7 +68,7 @@ def retried(recording: Recording, rng: random.Random) -> Recording:
         correlation_id=told.correlation_id,
         causation_id=told.causation_id,
         session_id=told.session_id,
-        occurred_at=told.occurred_at,
+        occurred_at=told.occurred_at - timedelta(milliseconds=1),
         payload=Attempt(stage=told.payload.stage, round=told.payload.round, attempt=2),  # type: ignore[union-attr]
     )
     messages = list(recording.messages)
