@@ -33,7 +33,6 @@ from schemas.subjects import events_subject
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
-from workers.projector import in_background
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
 from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
@@ -60,7 +59,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await _ensure_streams(nats, pool, team)
         log = EventLog(nats)
         await stack.enter_async_context(_intake(log, pool, nats, team))
-        await stack.enter_async_context(in_background(Projector(pool, nats)))
+        await stack.enter_async_context(Projector(pool, nats).running())
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await ensure_schedules(client)

@@ -4,9 +4,6 @@ Every core worker has one too. One of all of them is active, the others stand by
 apart: it is as able to end, and as able to be watched, as it is alone.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 from coatcheck.events.projector import Projector
@@ -28,16 +25,5 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=2))
         nats = await stack.enter_async_context(nats_client(settings, CORE))
         await ensure_streams(nats, LOGS)
-        await stack.enter_async_context(in_background(Projector(pool, nats)))
+        await stack.enter_async_context(Projector(pool, nats).running())
         await lifecycle.serve()
-
-
-@contextlib.asynccontextmanager
-async def in_background(projector: Projector) -> AsyncIterator[None]:
-    """Let the projector run until the block ends; what it has in hand then is read again by the next one."""
-    task = asyncio.create_task(projector.run(), name="projector")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

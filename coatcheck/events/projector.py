@@ -7,8 +7,9 @@ PostgreSQL or NATS may be away for as long as they like: it waits.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, TypeAlias
 
 from coatcheck.errors import CoatcheckError, StorageUnavailableError
@@ -33,6 +34,7 @@ STANDBY_SECONDS: Final = 0.5
 """Between two looks at the lock."""
 PAUSE_SECONDS: Final = 1.0
 """After a failure."""
+CANCEL_SECONDS: Final = 0.5
 
 _Read: TypeAlias = tuple[StoredMessage, EventRow]
 _Dead: TypeAlias = tuple[StoredMessage, str]
@@ -54,6 +56,18 @@ class Projector:
         self._client = client
         self._batch = batch
         self._consumer = BatchConsumer(client, stream=AUDIT_LOG.name, name=PROJECTOR)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run it in the background until the block ends; what it has in hand then is read again by the next one."""
+        task = asyncio.create_task(self.run(), name="projector")
+        try:
+            yield
+        finally:
+            while not task.done():
+                # Once is not enough: nats-py swallows a cancellation that meets it in its flush.
+                task.cancel()
+                await asyncio.wait({task}, timeout=CANCEL_SECONDS)
 
     async def run(self) -> None:
         """Project, or stand by, until cancelled."""
@@ -95,7 +109,7 @@ class Projector:
         dead += await _insert(connection, readable)
         await failpoint("projector.after_insert")
         for message, reason in dead:
-            _log.error("%s.%d is buried: %s", message.stream, message.sequence, reason)
+            _log.error("%s.%d is buried: %.300s", message.stream, message.sequence, reason)
             await bury(self._client, message, consumer=PROJECTOR, reason=reason)
 
 
@@ -106,7 +120,7 @@ def _read(messages: Sequence[StoredMessage]) -> tuple[list[_Read], list[_Dead]]:
         try:
             readable.append((message, event_row(message)))
         except EventInvalidError as error:
-            dead.append((message, f"not an event: {error}"))
+            dead.append((message, "not an event: " + " ".join(str(error).split())))
     return readable, dead
 
 
