@@ -4,12 +4,15 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
 
+PATIENCE_SECONDS: Final = 60.0
+"""How long a request is repeated."""
 SCHEMES: Final = ("s3", "gs", "az")
 DEFAULT_DESTINATION: Final = "data/training"
 """Seed 004, Training Data Store."""
@@ -74,11 +77,11 @@ class Folder:
 class ObjectStorage:
     """A bucket, or a part of one. Credentials come from the variables of its vendor, such as `AWS_ACCESS_KEY_ID`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         from obstore.store import from_url  # noqa: PLC0415  16 MB that a folder does not need
 
         with _storage_errors(url):
-            self._store = from_url(url)
+            self._store = from_url(url, retry_config={"retry_timeout": timedelta(seconds=patience_seconds)})
         self._url = url
 
     def put(self, path: str, source: Path) -> None:
