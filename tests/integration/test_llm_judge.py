@@ -269,8 +269,10 @@ async def test_a_provider_that_hangs_is_an_error_in_time(server: OpenAIServer) -
 
 async def test_a_body_that_drips_is_an_error_in_time(server: OpenAIServer) -> None:
     """No single read times out, the attempt does."""
+    began = time.monotonic()
     error = await failure(server, [Step(do="drip", times=None)], timeout_seconds=0.5, attempts=1)
     assert error == "openai:gpt-test, 1 call: no answer within 0.5 s"
+    assert time.monotonic() - began < 20  # the whole body takes more than a minute
 
 
 async def test_nobody_there(server: OpenAIServer) -> None:
