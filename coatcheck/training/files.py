@@ -41,7 +41,7 @@ class PairOfFiles:
             self._source(suffix).parent.mkdir(parents=True, exist_ok=True)
         self._jsonl = self._source("jsonl").open("w", encoding="utf-8", newline="\n")
         self._table = self._source("csv").open("w", encoding="utf-8", newline="")
-        self._csv = csv.writer(self._table, lineterminator="\n")
+        self._csv = csv.writer(self._table, lineterminator="\r\n")  # RFC 4180; a lone CR is quoted only so
         self._csv.writerow(self._names)
 
     def write(self, row: Mapping[str, Any]) -> None:
