@@ -2,14 +2,19 @@
 
 import asyncio
 import json
+import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.program import Outcome
+from coatcheck.bench.judges.questions import CONCURRENT_QUESTIONS
+from coatcheck.localstack import LocalStack
+from tests.acceptance.program import COATCHECK, Outcome, environment
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import Script, Step
 
@@ -94,6 +99,41 @@ def test_a_model_judges_beside_the_scripted_one(cli: Cli, feature: str, tmp_path
     assert measures["mean_absolute_difference"]["judges"] == ["scripted", "strict"]
     assert measures["cohen_kappa"]["compared"] == len(strict)
     assert [(item["judge"], item["calls"]) for item in done.json["spent"]] == [("strict", 1)]
+
+
+def test_a_judging_that_is_killed_pays_for_no_score_twice(
+    stack: LocalStack, cli: Cli, feature: str, tmp_path: Path
+) -> None:
+    """Every score is stored before the next question is asked: only what was under way is asked again."""
+    config = tmp_path / "coatcheck.toml"
+    with provider(tmp_path / "bill.jsonl", met(times=3), Step(do="hang", times=None)) as server:
+        config.write_text(
+            f'[judges.mortal]\nkind = "llm"\nmodel = "openai:gpt-test"\nbase_url = "{server.base_url}"\n'
+            'criteria = ["clear", "grounded"]\n'
+        )
+        judge = ("judge", feature, "--judge", "mortal", "--json")
+        env = environment(COATCHECK_DATA_DIR=str(stack.config.data_dir), COATCHECK_CONFIG=str(config))
+        with subprocess.Popen([COATCHECK, *judge], env=env, stdout=subprocess.DEVNULL) as killed:
+            wait_for(lambda: len(server.requests) == 3 + CONCURRENT_QUESTIONS)
+            killed.kill()
+        assert killed.returncode == -signal.SIGKILL
+        server.script._steps.clear()
+        server.script.add(met("not_met"))
+        done = cli(*judge, COATCHECK_CONFIG=str(config))
+        asked = len(server.requests) - 3 - CONCURRENT_QUESTIONS
+    assert done.code == 0, done.err
+    scores = done.json["scores"]
+    assert sorted(item["label"] for item in scores if not item["is_new"]) == ["met"] * 3
+    assert {item["label"] for item in scores if item["is_new"]} == {"not_met"}
+    assert asked == len(scores) - 3 == sum(item["is_new"] for item in scores)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds, a minute at most."""
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 def test_mistakes_are_told_before_anything_is_asked(cli: Cli, feature: str, tmp_path: Path) -> None:
