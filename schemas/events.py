@@ -66,20 +66,24 @@ class Envelope(BaseModel):
         return "workflow" if self.entity_id == self.correlation_id else "task"
 
     def to_wire(self) -> bytes:
-        """JSON without absent values."""
-        return self.model_dump_json(exclude_none=True).encode()
+        """JSON without absent values and without those that every reader fills in: a run tells some seventy events."""
+        return self.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
 
 
 class _Typed(Envelope):
     """An event of a registered type."""
 
     family: ClassVar[Family]
+    teller: ClassVar[str | None] = None
+    """The one source of the family, if it has one."""
 
     @classmethod
     def of(cls, *, entity_id: str, occurrence: str = "", **fields: Any) -> Self:
         """Build the event; its id follows from the rest."""
         event_type = get_args(cls.model_fields["event_type"].annotation)[0]
         identity = event_id(entity_id, event_type, occurrence)
+        if cls.teller is not None:
+            fields["source"] = cls.teller
         return cls(event_id=identity, event_type=event_type, entity_id=entity_id, occurrence=occurrence, **fields)
 
     @model_validator(mode="after")
@@ -99,7 +103,8 @@ class _Typed(Envelope):
 
 class _SystemEvent(_Typed):
     family: ClassVar[Family] = "system"
-    source: Literal["core"] = CORE
+    teller: ClassVar[str | None] = CORE
+    source: Literal["core"]
 
 
 class _AgentEvent(_Typed):
@@ -117,7 +122,8 @@ class _AgentEvent(_Typed):
 
 class _JudgeEvent(_Typed):
     family: ClassVar[Family] = "judge"
-    source: Literal["judge"] = JUDGE
+    teller: ClassVar[str | None] = JUDGE
+    source: Literal["judge"]
 
 
 class RunStarted(_SystemEvent):

@@ -10,6 +10,8 @@ from schemas.events import EventInvalidError, UnknownEvent, read_event
 META: Final = "_meta"
 """Key in the column `payload` for what the columns have no room for; no payload has a field of that name."""
 
+_BESIDE: Final = {"version", "occurrence", "causation_id", "traceparent"}
+
 
 def event_row(message: StoredMessage) -> EventRow:
     """The row of a stored event; what a newer release wrote is taken as it is.
@@ -22,13 +24,8 @@ def event_row(message: StoredMessage) -> EventRow:
         raise EventInvalidError("occurred_at has no time zone")  # PostgreSQL would take its own
     # As it was stored: a payload of this version may have fields that this release does not know.
     payload: dict[str, Any] = event.payload if isinstance(event, UnknownEvent) else json.loads(message.data)["payload"]
-    meta = {
-        "sequence": message.sequence,
-        "version": event.version,
-        "occurrence": event.occurrence,
-        "causation_id": event.causation_id,
-        "traceparent": event.traceparent,
-    }
+    said = event.model_dump(include=_BESIDE, exclude_defaults=True)
+    meta = {"sequence": message.sequence, **said}
     return EventRow(
         event_id=event.event_id,
         event_type=event.event_type,

@@ -132,7 +132,7 @@ def _references(item: Evidence) -> Iterator[Violation]:
 
 
 def _events(item: Evidence, keys: set[str]) -> Iterator[Violation]:
-    counts = Counter((row["event_type"], row["entity_id"], row["occurrence"]) for row in item.events)
+    counts = Counter((row["event_type"], row["entity_id"], row.get("occurrence", "")) for row in item.events)
     begun = {row["event_id"] for row in item.events if row["event_type"] == "stage.started"}
     ids = {row["event_id"] for row in item.events}
     wanted = {("run.started", item.run.key, "")}

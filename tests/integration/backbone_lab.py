@@ -105,13 +105,8 @@ class Backbone:
 def expected_row(message: StoredMessage) -> dict[str, Any]:
     """The row of a stored event, from its JSON alone."""
     said = json.loads(message.data)
-    meta = {
-        "sequence": message.sequence,
-        "version": said["version"],
-        "occurrence": said["occurrence"],
-        "causation_id": said.get("causation_id"),
-        "traceparent": said.get("traceparent"),
-    }
+    beside = {"version", "occurrence", "causation_id", "traceparent"}
+    meta = {"sequence": message.sequence} | {name: said[name] for name in beside & said.keys()}
     return {
         "event_id": said["event_id"],
         "event_type": said["event_type"],
@@ -121,7 +116,7 @@ def expected_row(message: StoredMessage) -> dict[str, Any]:
         "agent_id": said.get("agent"),
         "session_id": said["session_id"],
         "source": said["source"],
-        "severity": said["severity"],
+        "severity": said.get("severity", "info"),
         "created_at": datetime.fromisoformat(said["occurred_at"]),
         "payload": said["payload"] | {"_meta": meta},
     }
