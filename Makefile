@@ -68,8 +68,9 @@ layers: $(VENV)/.dev-stamp ## Check which package imports which
 
 check: lint format-check types layers ## Everything but the tests
 
-schema: $(VENV)/.run-stamp ## Write the JSON schema of coatcheck.toml
+schema: $(VENV)/.run-stamp ## Write the JSON schemas of coatcheck.toml and of the events
 	@$(BIN)/coatcheck config schema > docs/reference/coatcheck.schema.json
+	@$(BIN)/coatcheck events schema --out docs/reference/events
 
 bench: $(VENV)/.dev-stamp ## Measure speed and size, as ratios
 	@$(BIN)/python -m tests.benchmarks
