@@ -23,6 +23,7 @@ GROUPS: Final = (
     "records",
     "events",
     "agents",
+    "benchmark",
     "judging",
     "configuration",
     "operations",
