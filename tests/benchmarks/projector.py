@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coatcheck.events.monitoring import backbone_status
+from coatcheck.events.rebuilding import rebuild
 from coatcheck.localstack import PROJECTOR_WORKER, LocalStack, StackStatus
 from coatcheck.messaging.accounts import LOGS, load_user
 from coatcheck.messaging.client import NatsClient
@@ -34,6 +35,8 @@ class ProjectorFigures:
     """How fast they were published meanwhile, by one client."""
     live: float
     """From the first publish to the last row."""
+    rebuilding: float
+    """Of the whole table, with the projector beside it."""
 
 
 async def measure_projector(folder: Path, count: int = 20_000) -> ProjectorFigures:
@@ -58,7 +61,10 @@ async def measure_projector(folder: Path, count: int = 20_000) -> ProjectorFigur
             await _done(core, status, 2 * count)
             live = count / (time.monotonic() - begun)
             assert (await backbone_status(core)).dead_letters == 0
-    return ProjectorFigures(backlog=backlog, publishing=count / published, live=live)
+            begun = time.monotonic()
+            await _rebuild(core, status)
+            rebuilding = 2 * count / (time.monotonic() - begun)
+    return ProjectorFigures(backlog=backlog, publishing=count / published, live=live, rebuilding=rebuilding)
 
 
 def _core(status: StackStatus) -> NatsClient:
@@ -91,7 +97,16 @@ async def _done(core: NatsClient, status: StackStatus, count: int) -> None:
         assert await count_projected(pool) == count
 
 
+async def _rebuild(core: NatsClient, status: StackStatus) -> None:
+    assert status.postgres is not None
+    async with open_pool(status.postgres.dsn) as pool:
+        assert (await rebuild(pool, core)).removed == await count_projected(pool)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measure_projector(Path(folder)))
-    print(f"backlog {figures.backlog:,.0f}/s, live {figures.live:,.0f}/s (published at {figures.publishing:,.0f}/s)")
+    print(
+        f"backlog {figures.backlog:,.0f}/s, live {figures.live:,.0f}/s (published at {figures.publishing:,.0f}/s), "
+        f"rebuild {figures.rebuilding:,.0f}/s"
+    )
