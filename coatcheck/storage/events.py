@@ -70,11 +70,13 @@ async def sole_projector(pool: Pool) -> "AsyncGenerator[Connection | None]":
         connection = await pool.acquire()
     try:
         with storage_errors():
-            await connection.execute(_KEEPALIVE)
             locked = await connection.fetchval("SELECT pg_try_advisory_lock($1)", PROJECTOR_LOCK)
+            if locked:
+                await connection.execute(_KEEPALIVE)
         yield connection if locked else None
-        with storage_errors():
-            await connection.fetchval("SELECT pg_advisory_unlock($1)", PROJECTOR_LOCK)
+        if locked:
+            with storage_errors():
+                await connection.fetchval("SELECT pg_advisory_unlock($1)", PROJECTOR_LOCK)
     except BaseException:
         # The lock ends with the connection, and not before the statement that may be under way.
         connection.terminate()
