@@ -66,7 +66,7 @@ def violations(recording: Recording, scenario: Scenario, *, is_judged: bool = Fa
     found += _forbidden(recording, expect)
     if recording.is_whole:
         found += _other_input(recording, scenario)
-        found += _sequence_violations(recording, expect)
+        found += sequence_violations(recording, expect)
         found += [item for count in expect.counts for item in _miscounted(recording, count)]
     found += budget_violations(recording, expect.budget)
     if is_judged:
@@ -77,7 +77,8 @@ def violations(recording: Recording, scenario: Scenario, *, is_judged: bool = Fa
 # --- the sequence ---------------------------------------------------------------------------------------------------
 
 
-def _sequence_violations(recording: Recording, expect: Expect) -> list[Violation]:
+def sequence_violations(recording: Recording, expect: Expect) -> list[Violation]:
+    """The first event that the sequence does not have, or the times that are not kept."""
     start, table = compile_steps(expect.sequence)
     bounded = frozenset(number for number, step in enumerate(table) if step.label or step.after_previous_seconds)
     ways: Ways = {(start, ()): None}
