@@ -20,10 +20,13 @@ from coatcheck.training.destinations import Folder
 from coatcheck.training.exporting import DayReport, ExportRunningError
 from coatcheck.training.files import read_csv_cell
 from coatcheck.training.scanning import ExportRefusedError, FinishedScan
+from schemas.event_payloads import Scored
+from schemas.events import JudgeScored
 from schemas.streams import AUDIT_LOG
 from tests.integration.nats_clients import client_as
 from tests.integration.training_lab import (
     FEATURE,
+    NOW,
     RunMaker,
     Texts,
     backdated,
@@ -173,9 +176,9 @@ async def test_finished_days_are_not_read_again_and_the_last_one_grows(
     newest = await last_sequence(core)
     types = [DataType.AGENT_EVENTS, DataType.AGENT_TASKS, DataType.TOOL_EXECUTIONS, DataType.WORKFLOW_DATA]
 
-    async def once() -> tuple[list[DayReport], int]:
+    async def once(name: str = "out") -> tuple[list[DayReport], int]:
         client = backdated(nats, per_day=newest // 5, newest=newest)
-        async with exporter(nats, None, Folder(tmp_path / "out"), tmp_path / "staging", client=client) as one:
+        async with exporter(nats, None, Folder(tmp_path / name), tmp_path / "staging", client=client) as one:
             return await one.export(types), client.reads
 
     first, reads = await once()
@@ -195,6 +198,26 @@ async def test_finished_days_are_not_read_again_and_the_last_one_grows(
     assert len(rows(tmp_path / "out", DataType.AGENT_EVENTS)) > len(seen)
     grown = {path for path in after if before.get(path) != after[path]}
     assert not any(str(day) in path for path in grown for day in closed)
+
+    await publish_all(core, [late_score(told[0].correlation_id)])
+    await once("anew")
+    anew = files_below(tmp_path / "anew")
+    for path in before:
+        if any(str(day) in path for day in closed):
+            assert anew[path] == before[path], "what came after a day was closed is not looked at for it"
+
+
+def late_score(run: str) -> JudgeScored:
+    """A judge who speaks days after the run."""
+    payload = Scored(judge="late", kind="check", criterion="x", score=0, stage="research", round=2)
+    return JudgeScored.of(
+        entity_id=f"{run}/research-2",
+        correlation_id=run,
+        session_id="s",
+        occurred_at=NOW,
+        agent="cynthia",
+        payload=payload,
+    )
 
 
 async def test_what_cannot_be_redacted_is_left_out_and_the_row_says_so(
