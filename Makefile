@@ -68,9 +68,10 @@ layers: $(VENV)/.dev-stamp ## Check which package imports which
 
 check: lint format-check types layers ## Everything but the tests
 
-schema: $(VENV)/.run-stamp ## Write the JSON schemas of coatcheck.toml and of the events
+schema: $(VENV)/.run-stamp ## Write the JSON schemas of coatcheck.toml, events and scenarios
 	@$(BIN)/coatcheck config schema > docs/reference/coatcheck.schema.json
 	@$(BIN)/coatcheck events schema --out docs/reference/events
+	@$(BIN)/coatcheck bench schema > docs/reference/scenario.schema.json
 
 bench: $(VENV)/.dev-stamp ## Measure speed and size, as ratios
 	@$(BIN)/python -m tests.benchmarks

@@ -22,7 +22,7 @@ from coatcheck.errors import ConfigError
 from schemas.scenario import Scenario
 from tests.bench.record import recorded
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "scenario.schema.json"
+DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '</title><script>alert("x")</script> \x00 & '
 
@@ -34,7 +34,13 @@ def first(scenario: str) -> Recording:
 
 def test_the_reference_of_the_format_is_current() -> None:
     """`coatcheck bench schema > docs/reference/scenario.schema.json` after a change."""
-    assert json.loads(REFERENCE.read_text()) == scenario_schema()
+    assert json.loads((DOCS / "reference" / "scenario.schema.json").read_text()) == scenario_schema()
+
+
+def test_the_how_tos_scenario_is_one() -> None:
+    """And a run with one gate on the whole pipeline is what it is about."""
+    example = (DOCS / "how-to" / "benchmark.md").read_text().partition("```json\n")[2].partition("```")[0]
+    assert Scenario.model_validate_json(example).input.request.gates == ("research",)
 
 
 @pytest.mark.parametrize("name", scenario_ids())
