@@ -60,6 +60,19 @@ def test_no_event_comes_for_a_day_that_is_closed(occurred: datetime, arrived: da
     assert day <= arrived.date()
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "'=1", "''", "a=1"])
+def test_no_text_begins_as_a_formula(tmp_path: Path, text: str) -> None:
+    """Not in the CSV, whatever a model wrote; and it can be read back."""
+    pair = PairOfFiles(tmp_path, DataType.TOOL_EXECUTIONS, "t")
+    pair.write(dict.fromkeys(column_names(DataType.TOOL_EXECUTIONS)) | {"error": text, "seconds": -1.5})
+    pair.finish()
+    with (tmp_path / "tool_executions" / "t.csv").open(newline="", encoding="utf-8") as table:
+        [cells] = csv.DictReader(table)
+    assert not cells["error"].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert read_csv_cell(DataType.TOOL_EXECUTIONS, "error", cells["error"]) == text
+    assert cells["seconds"] == "-1.5", "a number is none"
+
+
 @given(st.lists(st.one_of(st.none(), st.text(max_size=20), st.integers(), st.booleans()), min_size=1, max_size=8))
 def test_a_cell_reads_back_as_what_was_written(tmp_path_factory: pytest.TempPathFactory, values: list[object]) -> None:
     """Whatever a person or a model wrote; no cell begins as a formula."""
