@@ -17,7 +17,7 @@ from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog, StoredEvent
 from coatcheck.messaging.streams import ensure_streams
 from schemas.events import Event, UnknownEvent, run_events
-from schemas.streams import AUDIT_LOG
+from schemas.streams import AUDIT_LOG, MAX_PAYLOAD_BYTES
 from tests.integration.event_samples import completed, paused, rounds_of, sample_events, sample_key, tool
 from tests.integration.nats_clients import client_as
 
@@ -104,11 +104,13 @@ async def test_what_a_newer_release_tells_is_read(core: NatsClient, observer: Na
 
 
 @contextlib.asynccontextmanager
-async def following(log: EventLog, run: str, count: int) -> AsyncIterator["asyncio.Task[list[StoredEvent]]"]:
-    """Collects the first `count` events of a run in the background."""
+async def following(
+    log: EventLog, run: str, count: int, so_far: list[StoredEvent] | None = None
+) -> AsyncIterator["asyncio.Task[list[StoredEvent]]"]:
+    """Collects the first `count` events of a run in the background; `so_far` can be watched."""
+    collected: list[StoredEvent] = [] if so_far is None else so_far
 
     async def collect() -> list[StoredEvent]:
-        collected: list[StoredEvent] = []
         async with contextlib.aclosing(log.follow_run(run)) as told:
             async for item in told:
                 collected.append(item)
@@ -132,9 +134,13 @@ async def test_a_follower_is_woken(nats_server: NatsStatus, core: NatsClient, re
     await EventLog(core).publish(told[:10])
     async with client_as(nats_server, reader) as client, asyncio.timeout(20):
         log = EventLog(client, look_seconds=60)
-        async with following(log, run, 25) as task:
-            for event in told[10:]:
-                await EventLog(core).publish([event, paused(sample_key(1), event.event_id)])
+        collected: list[StoredEvent] = []
+        async with following(log, run, 25, collected) as task:
+            for number, event in enumerate(told[10:], 11):
+                await EventLog(core).publish([event])  # right behind the last one, which was read before
+                while len(collected) < number:
+                    await asyncio.sleep(0.005)
+                await EventLog(core).publish([paused(sample_key(1), f"{reader}-{number}")] if number % 2 else [])
             assert [item.event for item in await task] == told
         assert client._subscriptions == []
 
@@ -173,7 +179,11 @@ async def test_a_follower_survives_the_server(own_nats: LocalStack) -> None:
     told = sample_events(run, 400)
     async with client_as(nats, "core") as core, client_as(nats, "observer") as observer:
         await ensure_streams(core, LOGS)
-        async with following(EventLog(observer, look_seconds=0.5), run, 400) as task:
+        await EventLog(core).publish(told[:1])
+        collected: list[StoredEvent] = []
+        async with following(EventLog(observer, look_seconds=0.5), run, 400, collected) as task:
+            while not collected:
+                await asyncio.sleep(0.005)
             for number in range(4):
                 publishing = asyncio.create_task(_one_by_one(core, told[100 * number : 100 * number + 100]))
                 if number < 3:
@@ -206,6 +216,8 @@ async def test_an_indeterminate_publish_is_said_and_repeated_once(own_nats: Loca
         await asyncio.to_thread(own_nats.stop_member, "nats")
         with pytest.raises(MessagingUnavailableError, match="may or may not"):
             await EventLog(core).publish(told)
+        with pytest.raises(DeliverableTooLargeError):  # whoever heard of the outage alone would repeat it for ever
+            await EventLog(core).publish([*told, paused(run, traceparent="x" * MAX_PAYLOAD_BYTES)])
         await asyncio.to_thread(own_nats.start_member, "nats")
         await EventLog(core).publish(told)
         assert {item.event.event_id for item in await read(EventLog(core), run)} == {item.event_id for item in told}
