@@ -294,6 +294,6 @@ def _misjudged(recording: Recording, threshold: Threshold) -> list[Violation]:
         if said.score < threshold.at_least
     ]
     if not scored and not failed:
-        who = threshold.judge or "no judge"
-        found.append(Violation(rule="judge", message=f"{who} has said nothing about {threshold.criterion}"))
+        by = f" by {threshold.judge}" if threshold.judge else ""
+        found.append(Violation(rule="judge", message=f"{threshold.criterion} was not judged{by}"))
     return found

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Final
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
@@ -30,6 +31,8 @@ from workflows.feature_pipeline import FeaturePipelineWorkflow
 
 Judging = Callable[[Recording, Scenario], Awaitable[None]]
 """Has the judges speak of a run that has ended; their opinions are events of it then."""
+_CANCEL_SECONDS: Final = 10.0
+"""For a run that is cancelled to tell so."""
 Handle = WorkflowHandle[FeaturePipelineWorkflow, PipelineResult]
 
 
@@ -84,7 +87,11 @@ class Runner:
                 ending.result()
                 return []
             await handle.cancel()
+            await asyncio.wait([ending], timeout=_CANCEL_SECONDS)
             return [Violation(rule="time", message=f"the run had not ended after {patience:g} s and was cancelled")]
+        except asyncio.CancelledError:  # Ctrl-C, or another run of this benchmark could not go on
+            await asyncio.shield(handle.cancel())
+            raise
         finally:
             for task in (acting, ending):
                 task.cancel()

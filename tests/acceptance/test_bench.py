@@ -1,6 +1,9 @@
 """`coatcheck bench` as a person types it: run, replay, record, report, and how each exits."""
 
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from junitparser import JUnitXml
 
 from coatcheck.localstack import LocalStack
-from tests.acceptance.program import Outcome, coatcheck
+from tests.acceptance.program import COATCHECK, Outcome, coatcheck, environment
 
 Cli = Callable[..., Outcome]
 
@@ -120,3 +123,25 @@ def test_a_server_that_is_away_is_no_failed_run(cli: Cli) -> None:
     """A CI tells the two apart by the exit code."""
     assert cli("bench", "run", "er_002", NATS_URL="nats://127.0.0.1:1").code == 3
     assert cli("bench", "run", "er_002", TEMPORAL_ADDRESS="127.0.0.1:1").code == 3
+
+
+def test_a_benchmark_that_is_stopped_leaves_no_run_under_way(stack: LocalStack, cli: Cli, tmp_path: Path) -> None:
+    """Ctrl-C while a run waits for a person who never comes: the run is cancelled."""
+    request = {"feature": "left-alone", "brief": "Find it by name.", "gates": ["research"]}
+    scenario = {"id": "left_alone", "title": "Nobody answers", "input": {"request": request}}
+    file = tmp_path / "alone.json"
+    file.write_text(json.dumps(scenario | {"expect": {"sequence": [{"event": "run.started"}]}}))
+    program = [COATCHECK, "bench", "run", str(file)]
+    variables = environment(COATCHECK_DATA_DIR=str(stack.config.data_dir))
+    with subprocess.Popen(program, env=variables, stderr=subprocess.PIPE) as running:
+        status_of(cli, "left-alone", "waiting")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 130
+    status_of(cli, "left-alone", "cancelled")
+
+
+def status_of(cli: Cli, feature: str, wanted: str) -> None:
+    """Wait until the run of a feature is so."""
+    deadline = time.monotonic() + 30
+    while not any(run["status"] == wanted for run in cli("runs", "--json").json if run["feature"] == feature):
+        assert time.monotonic() < deadline, f"{feature} is never {wanted}"

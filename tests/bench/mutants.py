@@ -474,6 +474,30 @@ def forged_decision(recording: Recording, _: Scenario, rng: random.Random) -> Mu
     return with_messages(recording, messages)
 
 
+def wrong_request(recording: Recording, _: Scenario, rng: random.Random) -> Mutant:
+    """The run was given something else."""
+    message = recording.messages[0]
+    path, value = rng.choice(
+        [
+            ("feature", "something-else"),
+            ("tenant", "acme"),
+            ("priority", 1),
+            ("brief_sha256", f"{rng.getrandbits(256):064x}"),
+            ("brief_bytes", rng.randrange(1000, 9999)),
+        ]
+    )
+    return replaced(recording, 0, with_payload(message, path, value))
+
+
+def failed_tool(recording: Recording, scenario: Scenario, rng: random.Random) -> Mutant:
+    """A tool ended with an error where the scenario forbids that; elsewhere it may."""
+    tools = indexes(recording, lambda item: item.event_type == "tool.completed")
+    if not tools or not scenario.expect.forbidden:
+        return None
+    index = rng.choice(tools)
+    return replaced(recording, index, with_payload(recording.messages[index], "outcome", "error"))
+
+
 KINDS: Final[tuple[Kind, ...]] = (
     dropped,
     duplicated,
@@ -501,4 +525,6 @@ KINDS: Final[tuple[Kind, ...]] = (
     lost_round,
     lost_stage_events,
     forged_decision,
+    wrong_request,
+    failed_tool,
 )

@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from coatcheck.bench.catalogue import load_scenario
 from coatcheck.bench.conditions import MISSING, holds
 from coatcheck.bench.findings import Violation
 from coatcheck.bench.grammar import compile_steps
-from coatcheck.bench.matching import sequence_violations
+from coatcheck.bench.matching import sequence_violations, violations
 from coatcheck.bench.recording import Recorded, Recording
-from schemas.scenario import Condition, Expect, Scenario, Step
+from coatcheck.bench.spending import budget_violations
+from schemas.scenario import Budget, Condition, Expect, Scenario, Step
+from tests.bench import surgery
+from tests.bench.record import recorded
 
 START = datetime(2026, 11, 21, 10, tzinfo=UTC)
 ONE_EACH = {"a": {"event": "x.a"}, "b": {"event": "x.b"}, "c": {"event": "x.c"}}
@@ -118,6 +122,58 @@ def test_of_several_ways_to_take_the_events_one_that_is_in_time_counts() -> None
     recording = Recording("w/r", (message(1, "tool.x", 0), message(2, "tool.x", 50), message(3, "x.b", 51)))
     steps = [{"event": "tool.x"}, {"event": "x.b", "after_previous_seconds": 2}]
     assert check(recording, steps, allow_other="agents") == []
+
+
+# --- what is not about the order ------------------------------------------------------------------------------------
+
+
+def broken(change: dict[str, Any], *, name: str = "er_001", is_judged: bool = False) -> list[str]:
+    """What is said of a good run when its scenario expects something else besides."""
+    scenario, (_, run) = load_scenario(name), recorded(name)[0]
+    fields = scenario.expect.model_dump(exclude_unset=True) | change
+    other = scenario.model_copy(update={"expect": Expect.model_validate(fields)})
+    return [str(item) for item in violations(run, other, is_judged=is_judged)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"forbidden": [{"event": "tool.completed", "agent": "billy"}]}, "forbidden by tool.completed(billy)"),
+        ({"counts": [{"match": {"event": "stage.started"}, "min": 99}]}, "10 times, at least 99 are expected"),
+        ({"counts": [{"match": {"event": "*", "stage": "qa"}, "max": 1}]}, "at most 1 are allowed"),
+        ({"budget": {"tokens": 1000}}, "tokens, at most 1,000 are allowed"),
+        ({"budget": {"calls": 16}}, "17 model calls, at most 16 are allowed"),
+        ({"max_seconds": 0.5}, "the run: "),
+    ],
+    ids=str,
+)
+def test_each_expectation_besides_the_sequence_is_held(change: dict[str, Any], said: str) -> None:
+    """A good run breaks it, and nothing else, once the scenario asks for it."""
+    found = broken(change)
+    assert found
+    assert all(said in line for line in found), found
+
+
+def test_money_is_counted_and_an_unknown_price_keeps_no_budget() -> None:
+    """The scripted author costs nothing; a price that nobody knows might be anything."""
+    assert broken({"budget": {"usd": 0}}) == []
+    recording = recorded("er_001")[0][1]
+    index = next(n for n, item in enumerate(recording.messages) if surgery.event(item).event_type == "turn.completed")
+    unpriced = surgery.replaced(recording, index, surgery.with_payload(recording.messages[index], "cost_usd", None))
+    dear = surgery.replaced(recording, index, surgery.with_payload(recording.messages[index], "cost_usd", "2.5"))
+    assert "unknown" in str(budget_violations(unpriced, Budget(usd=100)))
+    assert budget_violations(dear, Budget(usd=2.5)) == []
+    assert "$2.5, at most $2.4" in str(budget_violations(dear, Budget(usd=2.4)))
+
+
+def test_judges_are_missed_only_when_somebody_has_asked_them() -> None:
+    """A replay of a run that was never judged is no failure."""
+    assert broken({}) == []
+    assert [line.partition(":")[2] for line in broken({}, is_judged=True)] == [
+        " run-completed was not judged",
+        " evidence-passed was not judged",
+        " rounds-bounded was not judged",
+    ]
 
 
 # --- the grammar against its definition -----------------------------------------------------------------------------

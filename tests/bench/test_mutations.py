@@ -10,7 +10,7 @@ from coatcheck.bench.catalogue import load_scenario, scenario_ids
 from coatcheck.bench.findings import Violation
 from coatcheck.bench.matching import violations
 from coatcheck.bench.recording import Recording
-from schemas.scenario import Scenario
+from schemas.scenario import INVARIANTS, Scenario
 from tests.bench import mutants
 from tests.bench.record import recorded
 from tests.bench.variations import vary
@@ -90,6 +90,17 @@ def test_mutants_are_caught(capsys: pytest.CaptureFixture[str]) -> None:
 
 def _rules(found_by: Counter[str]) -> str:
     return ", ".join(f"{rule} {count}" for rule, count in found_by.most_common(4))
+
+
+def test_every_rule_has_mutants_that_it_catches() -> None:
+    """A rule that never finds anything is not known to work."""
+    rng, found_by = random.Random(SEED), Counter[str]()
+    for number in range(3000):
+        scenario, run = rng.choice(good_runs())
+        mutant = mutants.KINDS[number % len(mutants.KINDS)](run, scenario, rng)
+        if mutant is not None:
+            found_by.update({item.rule for item in violations(mutant, scenario)})
+    assert {*INVARIANTS, "sequence", "forbidden", "count", "time", "budget", "input"} - found_by.keys() == set()
 
 
 def test_the_scenario_alone_and_the_invariants_alone_catch_less() -> None:
