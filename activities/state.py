@@ -9,6 +9,7 @@ from temporalio import activity
 from coatcheck.failpoints import failpoint
 from coatcheck.messaging.events import EventLog
 from coatcheck.storage import state
+from coatcheck.storage.known_tasks import KnownTasks
 from coatcheck.storage.state import TurnRecord
 from schemas.activities import RECORD_STATE, RecordInput
 from schemas.event_payloads import ToolCall
@@ -20,9 +21,10 @@ from schemas.workflow_ids import event_id, run_key_of
 class StateActivities:
     """Activities of the core worker; they own the transaction."""
 
-    def __init__(self, pool: asyncpg.Pool, log: EventLog) -> None:
+    def __init__(self, pool: asyncpg.Pool, log: EventLog, tasks: KnownTasks) -> None:
         self._pool = pool
         self._log = log
+        self._tasks = tasks
 
     @activity.defn(name=RECORD_STATE)
     async def record(self, step: RecordInput) -> None:
@@ -39,6 +41,8 @@ class StateActivities:
             await self._log.publish([*turn_events(step, turns), *step.events])
         else:
             await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))
+        for task in step.tasks:
+            self._tasks.note(task.task_key, task.agent)
         await failpoint("state.after_record")
 
 

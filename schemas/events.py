@@ -10,10 +10,9 @@ again may tell things in another order.
 """
 
 import json
-from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from schemas import event_payloads as payloads
 from schemas.subjects import PREFIX, encode_token
@@ -56,7 +55,7 @@ class Envelope(BaseModel):
     """The Temporal workflow id: the runs of one feature, one after the other."""
     agent: str | None = None
     severity: Severity = "info"
-    occurred_at: datetime
+    occurred_at: AwareDatetime
     traceparent: str | None = None
     """W3C trace context."""
 

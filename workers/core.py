@@ -25,7 +25,8 @@ from coatcheck.messaging.streams import (
 )
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
-from coatcheck.storage.state import known_runs, own_tasks, recorded_sequences
+from coatcheck.storage.known_tasks import KnownTasks
+from coatcheck.storage.state import known_runs, recorded_sequences
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.streams import StreamSpec, bucket_streams
@@ -58,7 +59,8 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         team = load_config(settings.config_file)
         await _ensure_streams(nats, pool, team)
         log = EventLog(nats)
-        await stack.enter_async_context(_intake(log, pool, nats, team))
+        tasks = KnownTasks(pool)
+        await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(Projector(pool, nats).running())
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
@@ -69,7 +71,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
                 client,
                 task_queue=CORE,
                 workflows=[FeaturePipelineWorkflow, ProgramWorkflow, ReconcileWorkflow],
-                activities=[StateActivities(pool, log).record, reconcile.compare],
+                activities=[StateActivities(pool, log, tasks).record, reconcile.compare],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
                 build_id=BUILD_ID,
@@ -80,13 +82,11 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await lifecycle.serve()
 
 
-def _intake(log: EventLog, pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncContextManager[None]:
+def _intake(
+    log: EventLog, pool: Pool, nats: NatsClient, team: Config, tasks: KnownTasks
+) -> AbstractAsyncContextManager[None]:
     """Serve the events of agents and judges."""
-    intake = EventIntake(
-        log,
-        own_tasks=functools.partial(own_tasks, pool),
-        known_runs=functools.partial(known_runs, pool),
-    )
+    intake = EventIntake(log, own_tasks=tasks.own, known_runs=functools.partial(known_runs, pool))
     reporters = [*team.agents, JUDGE]
     endpoints = {events_subject(name): functools.partial(intake.handle, name) for name in reporters}
     return serve(nats, name="events", version="1.0.0", endpoints=endpoints)

@@ -51,20 +51,20 @@ class EventIntake:
         except ValidationError as error:
             return _encode(EventReply(code=errors.EVENT_REFUSED, message=str(error)[:_SHOWN]))
         try:
-            await self._check(reporter, report.events)
+            await self._check(reporter, report.events, may_be_large=len(payload) > MAX_EVENT_BYTES)
             await failpoint("events.before_store")
             await self._log.publish(report.events)
         except CoatcheckError as error:
             return _encode(EventReply(code=error.code, message=str(error)[:_SHOWN], retryable=error.retryable))
         return _encode(EventReply(stored=len(report.events)))
 
-    async def _check(self, reporter: str, events: Sequence[AgentEvent | JudgeEvent]) -> None:
+    async def _check(self, reporter: str, events: Sequence[AgentEvent | JudgeEvent], *, may_be_large: bool) -> None:
         for event in events:
             if event.source != reporter:
                 raise EventRefusedError(f"{reporter} cannot tell what is {event.source}'s to tell: {event.event_type}")
             if event.version != VERSION:
                 raise EventRefusedError(f"{event.event_type} has no version {event.version} here")
-            if len(event.to_wire()) > MAX_EVENT_BYTES:
+            if may_be_large and len(event.to_wire()) > MAX_EVENT_BYTES:
                 raise EventRefusedError(f"{event.event_type} has more than {MAX_EVENT_BYTES:,} bytes")
         if reporter == JUDGE:
             runs = {event.correlation_id for event in events}

@@ -26,7 +26,7 @@ from schemas.streams import AUDIT_LOG
 
 BATCH: Final = 500
 """Twice as many gain nothing more (see `tests.benchmarks.projector`)."""
-LINGER_SECONDS: Final = 0.05
+LINGER_SECONDS: Final = 0.2
 """After a batch that was not full: a run tells things in bursts, and each batch costs PostgreSQL a sync."""
 WAIT_SECONDS: Final = 2.0
 """Of one request for more."""

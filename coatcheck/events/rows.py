@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from coatcheck.messaging.client import StoredMessage
 from coatcheck.storage.events import EventRow
-from schemas.events import EventInvalidError, UnknownEvent, read_event
+from schemas.events import UnknownEvent, read_event
 
 META: Final = "_meta"
 """Key in the column `payload` for what the columns have no room for; no payload has a field of that name."""
@@ -17,11 +17,9 @@ def event_row(message: StoredMessage) -> EventRow:
     """The row of a stored event; what a newer release wrote is taken as it is.
 
     Raises:
-        EventInvalidError: it is no event, or nobody can tell when it happened.
+        EventInvalidError: it is no event.
     """
     event = read_event(message.data)
-    if event.occurred_at.tzinfo is None:
-        raise EventInvalidError("occurred_at has no time zone")  # PostgreSQL would take its own
     # As it was stored: a payload of this version may have fields that this release does not know.
     payload: dict[str, Any] = event.payload if isinstance(event, UnknownEvent) else json.loads(message.data)["payload"]
     said = event.model_dump(include=_BESIDE, exclude_defaults=True)

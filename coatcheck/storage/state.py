@@ -182,7 +182,7 @@ async def own_tasks(executor: Executor, agent: str, task_keys: Collection[str]) 
     with storage_errors():
         rows = await executor.fetch(
             "SELECT execution_id FROM task_executions WHERE agent_id = $1 AND execution_id = ANY ($2::text[])",
-            *(agent, list(task_keys)),
+            *(agent, [key for key in task_keys if "\0" not in key]),  # which no key in the table can have
         )
     return {row["execution_id"] for row in rows}
 

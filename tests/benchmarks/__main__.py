@@ -25,6 +25,8 @@ from schemas.deliverable import DeliverableRef
 from schemas.pipeline import Pipeline, Stage
 from tests.benchmarks.measure import disk_bytes, run_batch, run_once
 from tests.benchmarks.noop import NAMESPACE
+from tests.benchmarks.projector import measure_projector
+from tests.benchmarks.silent import NAMESPACE as SILENT_NAMESPACE
 from workers.temporal import connect
 
 ROUNDS: Final = 8
@@ -33,6 +35,10 @@ REPORT_BYTES: Final = 19_700
 """With its metadata a deliverable of 20 KB, as in the comparison with other orchestrators."""
 REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
 NOOP: Final = ("temporal", "noop-core", "noop-agents")
+SILENT: Final = ("temporal", "nats", "postgres", "silent-core", "silent-agents", "gateway")
+SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events")
+PROJECTED_PER_SECOND: Final = 3000
+"""Events that the projector has to keep up with."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,19 @@ class Figure:
         return self.value <= self.limit
 
 
-def _noop_workers() -> tuple[WorkerSpec, ...]:
+def _workers(module: str) -> tuple[WorkerSpec, ...]:
     return tuple(
-        WorkerSpec(name=f"noop-{kind}", argv=(sys.executable, "-m", "tests.benchmarks.noop", kind))
+        WorkerSpec(
+            name=f"{module}-{kind}",
+            argv=(sys.executable, "-m", f"tests.benchmarks.{module}", kind),
+            access=("database",) if kind == "core" else (),
+        )
         for kind in ("core", "agents")
     )
 
 
-def _stack(folder: Path, latency_seconds: float, *, noop: bool) -> LocalStack:
-    """The product's own stack, with a model that costs nothing in its gateway."""
+def _stack(folder: Path, latency_seconds: float, *beside: str) -> LocalStack:
+    """The product's own stack, with a model that costs nothing in its gateway; beside it the workers of `beside`."""
     prepared = {"BENCH_LATENCY_SECONDS": str(latency_seconds), "BENCH_REPORT_BYTES": str(REPORT_BYTES)}
     workers = tuple(
         worker.model_copy(update={"argv": (sys.executable, "-m", "tests.benchmarks.gateway"), "env": prepared})
@@ -70,7 +80,7 @@ def _stack(folder: Path, latency_seconds: float, *, noop: bool) -> LocalStack:
     # The prepared model builds nothing that could be checked: what a check costs is its command's affair.
     config = folder.with_suffix(".toml")
     config.write_text('[roles.billy]\nevidence = "if_declared"\n')
-    workers += _noop_workers() if noop else ()
+    workers += tuple(worker for module in beside for worker in _workers(module))
     return LocalStack(folder, env={"COATCHECK_MODEL": "scripted"}, workers=workers, config_file=config)
 
 
@@ -109,6 +119,35 @@ async def against_noop(stack: LocalStack) -> list[Figure]:
 
 def _ms(pairs: Sequence[tuple[float, float]], index: int) -> str:
     return f"{statistics.median(pair[index] for pair in pairs) * 1000:.0f}"
+
+
+async def telling(stack: LocalStack) -> list[Figure]:
+    """Runs that tell what happens against the same runs that tell nothing."""
+    address = stack.status().temporal.address  # type: ignore[union-attr]
+    telling, silent = await connect(address, "default"), await connect(address, SILENT_NAMESPACE)
+    pids = {client: [stack.pid(name) for name in names] for client, names in ((telling, REAL), (silent, SILENT))}
+    await asyncio.gather(*(run_once(client) for client in pids for _ in range(5)))
+    alone = [(await run_once(telling), await run_once(silent)) for _ in range(30)]
+    pairs = []
+    for _ in range(8):
+        ours, theirs = [await run_batch(client, 16, in_flight=8, pids=pids[client]) for client in pids]
+        pairs.append(ours.cpu_milliseconds_per_run / theirs.cpu_milliseconds_per_run)
+    latency = statistics.median(ours / theirs for ours, theirs in alone)
+    detail = f"{ours.cpu_milliseconds_per_run:.0f} against {theirs.cpu_milliseconds_per_run:.0f} ms, table included"
+    return [
+        Figure("latency of a run that tells, against a silent one", latency, 1.05, "x", f"{_ms(alone, 0)} ms"),
+        Figure("CPU of a run that tells, against a silent one", statistics.median(pairs), 1.05, "x", detail),
+    ]
+
+
+async def projecting(folder: Path) -> Figure:
+    """Events per second into the table, as the share of a second that the wanted number takes."""
+    measured = await measure_projector(folder)
+    slowest = min(measured.backlog, measured.live)
+    detail = (
+        f"{measured.backlog:,.0f}/s of a backlog, {measured.live:,.0f}/s live, rebuilt {measured.rebuilding:,.0f}/s"
+    )
+    return Figure(f"projecting {PROJECTED_PER_SECOND:,} events", PROJECTED_PER_SECOND / slowest, 1, "s", detail)
 
 
 async def fetching(status: StackStatus) -> Figure:
@@ -216,7 +255,7 @@ async def measure(sections: Sequence[str]) -> list[Figure]:
     """Run the named sections, all by default."""
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="coatcheck-bench-") as folder:
-        async with _stack(Path(folder) / "zero", 0, noop=True) as stack:
+        async with _stack(Path(folder) / "zero", 0, "noop") as stack:
             if "noop" in sections:
                 figures += await against_noop(stack)
             await run_once(await connect(stack.status().temporal.address, "default"))  # type: ignore[union-attr]
@@ -225,15 +264,19 @@ async def measure(sections: Sequence[str]) -> list[Figure]:
             if "bytes" in sections:
                 figures.append(await stored_bytes(stack))
         if "flight" in sections:
-            async with _stack(Path(folder) / "slow", 2, noop=False) as stack:
+            async with _stack(Path(folder) / "slow", 2) as stack:
                 figures.append(await in_flight(stack, 2))
+        if "events" in sections:
+            async with _stack(Path(folder) / "events", 0, "silent") as stack:
+                figures += await telling(stack)
+            figures.append(await projecting(Path(folder) / "projector"))
     return figures
 
 
 def main() -> int:
     """Measure, print, and say by the exit code whether every limit holds."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
-    figures = asyncio.run(measure(arguments or ["noop", "fetch", "bytes", "flight"]))
+    figures = asyncio.run(measure(arguments or list(SECTIONS)))
     if "--json" in sys.argv:
         print(json.dumps([{**asdict(figure), "holds": figure.holds} for figure in figures], indent=2))
     else:

@@ -66,11 +66,11 @@ def noop_stage(stage: Stage, stage_input: RunStageInput) -> Notice:
     )
 
 
-async def make_namespace(settings: Settings) -> Client:
+async def make_namespace(settings: Settings, name: str = NAMESPACE) -> Client:
     """Register the namespace and its search attributes, unless they are there."""
     default = await connect(settings.require_temporal_address(), "default")
     request = temporalio.api.workflowservice.v1.RegisterNamespaceRequest(
-        namespace=NAMESPACE, workflow_execution_retention_period=Duration(seconds=86_400)
+        namespace=name, workflow_execution_retention_period=Duration(seconds=86_400)
     )
     try:
         await default.workflow_service.register_namespace(request)
@@ -80,10 +80,10 @@ async def make_namespace(settings: Settings) -> Client:
     keyword = temporalio.api.enums.v1.IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
     await default.operator_service.add_search_attributes(
         temporalio.api.operatorservice.v1.AddSearchAttributesRequest(
-            namespace=NAMESPACE, search_attributes={key.name: keyword for key in search_attributes.ALL}
+            namespace=name, search_attributes={key.name: keyword for key in search_attributes.ALL}
         )
     )
-    return await connect(settings.require_temporal_address(), NAMESPACE)
+    return await connect(settings.require_temporal_address(), name)
 
 
 async def core(settings: Settings, lifecycle: Lifecycle) -> None:

@@ -100,7 +100,7 @@ POISON: list[tuple[str, bytes, str]] = [
     ("somebody else's id", paused(RUN, "a").to_wire().replace(b'"occurrence":"a"', b'"occurrence":"b"'), "event_id"),
     ("a type too long", newer(11, event_type="x" * 101), "too long"),
     ("NUL in a key", newer(12, event_id="nul\x00"), "PostgreSQL refuses it"),
-    ("no time zone", newer(13, occurred_at="2026-11-21T08:00:00"), "no time zone"),
+    ("no time zone", newer(13, occurred_at="2026-11-21T08:00:00"), "should have timezone info"),
     ("lone surrogate in a key", newer(14, event_id="\ud800"), "PostgreSQL refuses it"),
 ]
 
