@@ -212,7 +212,10 @@ def beginning(run: Run) -> Iterator[Violation]:
 
 
 def end(run: Run) -> Iterator[Violation]:
-    """The run ends, once; after that only turns are told, judges speak, and agents that were cut short."""
+    """The run ends, once; after that only turns are told, judges speak, and agents that were cut short.
+
+    How long after it, is for `clock` to say.
+    """
     endings = [(message, event) for message, event in run.events if event.event_type in ENDINGS]
     if run.ending is None:
         last = run.recording.messages[-1] if run.recording.messages else None
@@ -220,7 +223,6 @@ def end(run: Run) -> Iterator[Violation]:
         return
     for message, event in endings[1:]:
         yield _broken("end", f"{event.event_type}, but the run had ended already", message)
-    late = timedelta(seconds=run.expect.late_seconds)
     for message, event in run.events:
         if message.sequence <= run.ending.sequence or event.family == "judge" or event.event_type in ENDINGS:
             continue
@@ -229,9 +231,6 @@ def end(run: Run) -> Iterator[Violation]:
         )
         if not may_come:
             yield _broken("end", f"{event.event_type} after the run's end", message)
-        elif message.stored_at - run.ending.stored_at > late and not isinstance(event, RunRepaired | StageRepaired):
-            after = (message.stored_at - run.ending.stored_at) / timedelta(seconds=1)
-            yield _broken("end", f"{event.event_type} {after:.1f} s after the run's end", message)
 
 
 # --- what a round leaves --------------------------------------------------------------------------------------------

@@ -80,7 +80,9 @@ def violations(recording: Recording, scenario: Scenario, *, is_judged: bool = Fa
 def sequence_violations(recording: Recording, expect: Expect) -> list[Violation]:
     """The first event that the sequence does not have, or the times that are not kept."""
     start, table = compile_steps(expect.sequence)
-    bounded = frozenset(number for number, step in enumerate(table) if step.label or step.after_previous_seconds)
+    timed = [number for number, step in enumerate(table) if step.after_previous_seconds is not None]
+    labelled = [number for number, step in enumerate(table) if step.label is not None]
+    bounded = frozenset([*labelled, *timed, *(number - 1 for number in timed)])
     ways: Ways = {(start, ()): None}
     for message in recording.messages:
         following = _follow(ways, message, table, bounded, may_skip=_is_loose(message, expect))

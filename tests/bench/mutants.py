@@ -126,6 +126,17 @@ def stalled(recording: Recording, scenario: Scenario, rng: random.Random) -> Mut
     return Recording(recording.run_key, tuple(messages))
 
 
+def withheld(recording: Recording, _: Scenario, rng: random.Random) -> Mutant:
+    """From some event on everything is told long after it happened."""
+    first = rng.randrange(len(recording.messages))
+    if {event(item).family for item in recording.messages[first:]} == {"judge"}:
+        return None  # who may come at any time after the run
+    delay = timedelta(seconds=rng.uniform(200, 3600))
+    kept, told = recording.messages[:first], recording.messages[first:]
+    late = (replace(item, stored_at=item.stored_at + delay) for item in told)
+    return Recording(recording.run_key, (*kept, *late))
+
+
 def wrong_agent(recording: Recording, _: Scenario, rng: random.Random) -> Mutant:
     """An event is said by, or names, another agent, and is stored as that agent's would be."""
     index = rng.choice(indexes(recording, lambda item: item.agent is not None))
@@ -505,6 +516,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     reordered,
     late,
     stalled,
+    withheld,
     wrong_agent,
     wrong_correlation,
     forged_judge,

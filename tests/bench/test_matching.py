@@ -122,6 +122,10 @@ def test_of_several_ways_to_take_the_events_one_that_is_in_time_counts() -> None
     recording = Recording("w/r", (message(1, "tool.x", 0), message(2, "tool.x", 50), message(3, "x.b", 51)))
     steps = [{"event": "tool.x"}, {"event": "x.b", "after_previous_seconds": 2}]
     assert check(recording, steps, allow_other="agents") == []
+    ends_early = Recording("w/r", (message(1, "x.a", 0), message(2, "tool.x", 1), message(3, "tool.x", 50)))
+    labelled = [ONE_EACH["a"] | {"label": "first"}, {"event": "tool.x", "label": "last"}]
+    bound = [{"first": "first", "last": "last", "seconds": 5}]
+    assert check(ends_early, labelled, allow_other="agents", within=bound) == []
 
 
 # --- what is not about the order ------------------------------------------------------------------------------------
