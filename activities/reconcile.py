@@ -47,11 +47,14 @@ from schemas.events import RunRepaired, StageRepaired, SystemEvent, TurnComplete
 from schemas.pipeline import PipelineResult, RunStatus
 from schemas.reconcile import COMPARE, MAX_LINES, ReconcileReport, RepairLine
 from schemas.streams import AGENT_STATE
+from schemas.workflow_ids import run_key_of, session_of
 
 PAGE: Final = 1000
 """Open runs per question; the server's own maximum."""
 AT_ONCE: Final = 16
 """Questions about single runs at the same time; each takes 2 ms."""
+LATE: Final = timedelta(minutes=15)
+"""Longer than any provider call; what is older was told by an earlier look."""
 BATCH: Final = 50
 """Runs that are put right together: what is done of a thousand stays done when the worker dies in the middle."""
 SETTLED_SECONDS: Final = 60.0
@@ -113,7 +116,9 @@ class _Finding:
     def events(self, now: datetime) -> list[SystemEvent]:
         """One for the run, caused by nothing that was told, and one for each of its rounds, caused by that."""
         point = payloads.RunPoint(status=self.truth.status, completed_steps=self.completed_steps)
-        said = payloads.RunRepaired(found=self.row.status, reason=self.truth.reason, run=point)
+        said = payloads.RunRepaired(
+            found=self.row.status, reason=self.truth.reason, completed_at=self.truth.ended_at, run=point
+        )
         run = RunRepaired.of(
             entity_id=self.row.run_key,
             occurrence=self.occurrence,
@@ -124,7 +129,15 @@ class _Finding:
             payload=said,
         )
         told = [
-            _task_event(task, self.task_status, self.truth.reason, self.occurrence, now, cause=run.event_id)
+            _task_event(
+                task,
+                self.task_status,
+                self.truth.reason,
+                self.occurrence,
+                now,
+                cause=run.event_id,
+                ended_at=self.truth.ended_at,
+            )
             for task in self.tasks
         ]
         return [run, *told]
@@ -161,7 +174,7 @@ class ReconcileActivities:
         Idempotent, and safe beside another look and beside everything that runs.
         """
         # The rows before the list: a run that ends in between is a suspect that turns out to be well.
-        open_rows = await rows.open_rows(self._pool)
+        open_rows = await rows.open_rows(self._pool, self._client.namespace)
         live = await self._live()
         report = ReconcileReport(
             compared_at=datetime.now(UTC), open_rows=len(open_rows), open_runs=sum(map(len, live.values()))
@@ -171,6 +184,7 @@ class ReconcileActivities:
             await self._put_right(suspects[start : start + BATCH], report)
         await self._reopen(live, open_rows, report)
         await self._close_orphans(report)
+        await self._tell_late_turns()
         report.warnings = (await self._forsaken())[:MAX_LINES]
         if report.repaired_runs or report.repaired_tasks or report.warnings:
             _log.warning("reconcile: %s", report.model_dump_json(exclude_defaults=True))
@@ -292,7 +306,7 @@ class ReconcileActivities:
     async def _reopen(self, live: dict[str, set[str]], open_rows: Sequence[RowState], report: ReconcileReport) -> None:
         """A run that was reset after its end goes on; its own next step would say so too, whenever that comes."""
         unmatched = live.keys() - {row.temporal_workflow_id for row in open_rows}
-        ended = await rows.ended_rows(self._pool, unmatched)
+        ended = await rows.ended_rows(self._pool, self._client.namespace, unmatched)
         by_id: dict[str, list[RowState]] = {}
         for row in ended:
             by_id.setdefault(row.temporal_workflow_id, []).append(row)
@@ -334,6 +348,11 @@ class ReconcileActivities:
         for task in tasks:
             _name(report, task.task_key, task.status, "cancelled", reason)
 
+    async def _tell_late_turns(self) -> None:
+        """Calls that were under way when their round ended are paid for all the same; each look tells them, once."""
+        late = await rows.finished_turns(self._pool, await rows.tasks_with_late_turns(self._pool, LATE))
+        await self._log.publish([turn_event(turn, "", session_of(run_key_of(turn.task_key))) for turn in late])
+
     # --- what nobody but people can mend ------------------------------------------------------------------------
 
     async def _forsaken(self) -> list[str]:
@@ -357,7 +376,14 @@ class ReconcileActivities:
 
 
 def _task_event(
-    task: OpenTask, status: str, reason: str, occurrence: str, now: datetime, *, cause: str | None = None
+    task: OpenTask,
+    status: str,
+    reason: str,
+    occurrence: str,
+    now: datetime,
+    *,
+    cause: str | None = None,
+    ended_at: datetime | None = None,
 ) -> SystemEvent:
     return StageRepaired.of(
         entity_id=task.task_key,
@@ -369,7 +395,14 @@ def _task_event(
         severity="warning",
         occurred_at=now + timedelta(microseconds=1),
         payload=payloads.StageRepaired.model_validate(
-            {"stage": task.stage, "round": task.round, "found": task.status, "status": status, "reason": reason}
+            {
+                "stage": task.stage,
+                "round": task.round,
+                "found": task.status,
+                "status": status,
+                "reason": reason,
+                "completed_at": ended_at,
+            }
         ),
     )
 

@@ -139,6 +139,8 @@ class RunRow(BaseModel):
     revision: int
     """Grows from step to step, also after a Temporal reset; an older revision never overwrites a newer one."""
     temporal_workflow_id: str
+    namespace: str = "default"
+    """Temporal's, in which the run is: another one knows nothing of it."""
     feature: str
     tenant: str
     status: str

@@ -76,6 +76,8 @@ class RunRepaired(Payload):
     found: str
     """Status of the row before."""
     reason: Reason
+    completed_at: datetime | None = None
+    """When it ended in Temporal; `None` when it goes on."""
     run: RunPoint
 
 
@@ -139,6 +141,8 @@ class StageRepaired(Payload):
     found: str
     status: Literal["failed", "cancelled"]
     reason: Reason
+    completed_at: datetime | None = None
+    """`None`: as its run's row said."""
 
 
 class DecisionRequested(Payload):

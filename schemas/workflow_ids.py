@@ -44,6 +44,11 @@ def run_key_of(task: str) -> str:
     return task.rpartition("/")[0]
 
 
+def session_of(run: str) -> str:
+    """The workflow id in a run key: the session of its events."""
+    return run.rpartition("/")[0]
+
+
 def event_id(entity: str, event_type: str, occurrence: str = "") -> str:
     """A deterministic id: telling the same occurrence again gives the same id, so it is stored once."""
     return str(uuid.uuid5(EVENT_NAMESPACE, f"{entity}|{event_type}|{occurrence}"))

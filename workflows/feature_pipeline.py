@@ -407,7 +407,13 @@ def _new_state(request: FeatureRequest | None) -> RunState:
             non_retryable=True,
         )
     key = run_key(info.workflow_id, info.first_execution_run_id)
-    return RunState(request=request, run_key=key, workflow_id=info.workflow_id, started_at=workflow.now())
+    return RunState(
+        request=request,
+        run_key=key,
+        workflow_id=info.workflow_id,
+        started_at=workflow.now(),
+        namespace=info.namespace,
+    )
 
 
 def _explain(error: BaseException, state: RunState) -> ApplicationError:

@@ -73,6 +73,7 @@ class RunState:
     run_key: str
     workflow_id: str
     started_at: datetime
+    namespace: str = "default"
     rounds: list[Round] = field(default_factory=list)
     waiting: dict[str, Waiting] = field(default_factory=dict)
     """Stage → what a person is asked about it."""
@@ -411,6 +412,7 @@ class RunState:
             run_key=self.run_key,
             revision=revision,
             temporal_workflow_id=self.workflow_id,
+            namespace=self.namespace,
             feature=self.request.feature,
             tenant=self.request.tenant,
             status=self.status,

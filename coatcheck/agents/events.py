@@ -21,7 +21,7 @@ from schemas import events
 from schemas.activities import StageOrder
 from schemas.events import AgentEvent
 from schemas.evidence import EvidenceSummary
-from schemas.workflow_ids import activity_id, task_key
+from schemas.workflow_ids import activity_id, session_of, task_key
 
 SendEvents = Callable[[Sequence[AgentEvent]], Awaitable[None]]
 """Has events stored; returns when they are. Raises `CoatcheckError`, retryable when nobody answered."""
@@ -114,7 +114,7 @@ class RoundEvents:
                 agent=self.agent,
                 correlation_id=order.run_key,
                 causation_id=order.started_event,
-                session_id=order.run_key.rpartition("/")[0],
+                session_id=session_of(order.run_key),
                 severity=severity,
                 occurred_at=datetime.now(UTC),
                 payload=payload,

@@ -193,13 +193,14 @@ class _Fold:
 
     @apply.register
     def _(self, event: events.RunRepaired) -> None:
-        ended = event.payload.run.status in {"failed", "cancelled"}
-        self.point = event.payload.run
-        self.error, self.completed_at = (event.payload.reason, event.occurred_at) if ended else (None, None)
+        said = event.payload
+        self.point, self.completed_at = said.run, said.completed_at
+        self.error = None if said.run.status in {"running", "completed"} else said.reason
 
     @apply.register
     def _(self, event: events.StageRepaired) -> None:
-        self._end(event, status=event.payload.status, error=event.payload.reason)
+        said = event.payload
+        self._end(event, said.completed_at or self.completed_at, status=said.status, error=said.reason)
 
     @apply.register
     def _(self, event: events.TurnCompleted) -> None:
@@ -207,13 +208,14 @@ class _Fold:
         keys = [f"{event.entity_id}/{said.turn:03d}/{number:02d}" for number in range(said.messages)]
         self.turns.append(TurnThen(task_key=event.entity_id, turn=said.turn, model=said.model, messages=keys))
 
-    def _end(self, event: events.Event, **changes: Any) -> None:
+    def _end(self, event: events.Event, at: datetime | None = None, **changes: Any) -> None:
         self._rest(event.agent, event.entity_id, event.occurred_at)
         task = self.tasks.get(event.entity_id)
         if task is None or task.status == "completed":
             return
-        took = (event.occurred_at - task.started_at) / timedelta(milliseconds=1)
-        ended = {"completed_at": event.occurred_at, "execution_time_ms": took}
+        at = at or event.occurred_at
+        took = (at - task.started_at) / timedelta(milliseconds=1)
+        ended = {"completed_at": at, "execution_time_ms": took}
         self.tasks[event.entity_id] = task.model_copy(update=ended | changes)
 
     def _work(self, agent: str | None, task: str, at: datetime) -> None:

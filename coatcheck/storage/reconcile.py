@@ -5,7 +5,7 @@ was read: whatever is recorded in between makes a repair do nothing, and the nex
 """
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,8 @@ _SELECT: Final = """
     WHERE state_data ? 'revision' AND metadata ? 'temporal_workflow_id' AND
 """
 """Without those two a row was not written by a run of ours."""
+_OURS: Final = "coalesce(metadata ->> 'namespace', 'default')"
+"""One database may serve several namespaces, and the runs of another one look as if they were gone."""
 
 
 class RowState(BaseModel):
@@ -85,14 +87,14 @@ class Repair(BaseModel):
     task_status: str = "cancelled"
 
 
-async def open_rows(executor: Executor) -> list[RowState]:
-    """Every run that its row calls open.
+async def open_rows(executor: Executor, namespace: str) -> list[RowState]:
+    """Every run of that Temporal namespace that its row calls open.
 
     Raises:
         StorageUnavailableError: PostgreSQL is away; so for all functions of this module.
     """
     with storage_errors():
-        rows = await executor.fetch(f"{_SELECT} status = ANY($1)", _OPEN)
+        rows = await executor.fetch(f"{_SELECT} status = ANY($1) AND {_OURS} = $2", _OPEN, namespace)
     return [RowState(**row) for row in rows]
 
 
@@ -103,15 +105,16 @@ async def rows_of(executor: Executor, run_keys: Collection[str]) -> dict[str, Ro
     return {row["run_key"]: RowState(**row) for row in rows}
 
 
-async def ended_rows(executor: Executor, workflow_ids: Collection[str]) -> list[RowState]:
-    """Every run of these workflow ids that its row calls ended."""
+async def ended_rows(executor: Executor, namespace: str, workflow_ids: Collection[str]) -> list[RowState]:
+    """Every run of that namespace and of these workflow ids that its row calls ended."""
     if not workflow_ids:
         return []
     with storage_errors():
         rows = await executor.fetch(
-            f"{_SELECT} metadata ->> 'temporal_workflow_id' = ANY($1) AND status <> ALL($2)",
+            f"{_SELECT} metadata ->> 'temporal_workflow_id' = ANY($1) AND status <> ALL($2) AND {_OURS} = $3",
             list(workflow_ids),
             _OPEN,
+            namespace,
         )
     return [RowState(**row) for row in rows]
 
@@ -165,6 +168,20 @@ async def finished_turns(executor: Executor, task_keys: Collection[str]) -> list
             list(task_keys),
         )
     return [TurnRecord(**row) for row in rows]
+
+
+async def tasks_with_late_turns(executor: Executor, since: timedelta) -> list[str]:
+    """Keys of the rounds of which a call was answered after they had ended, among the calls begun since then."""
+    with storage_errors():
+        rows = await executor.fetch(
+            """
+            SELECT DISTINCT execution_id FROM llm_turns AS turn JOIN task_executions AS task ON execution_id = task_key
+            WHERE turn.started_at > now() - $1::interval AND turn.status = 'done'
+                AND task.status NOT IN ('pending', 'running') AND turn.completed_at > task.completed_at
+            """,
+            since,
+        )
+    return [row["execution_id"] for row in rows]
 
 
 async def repair(executor: Executor, repairs: Sequence[Repair]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.reconcile import ReconcileActivities
 from coatcheck.agents.presence import Presence
+from coatcheck.events.past import rebuild
 from coatcheck.localstack import LocalStack
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
@@ -29,7 +30,7 @@ from schemas import reconcile
 from schemas.activities import RecordInput, RunRow
 from schemas.event_payloads import RunRepaired, StageRepaired, TurnCompleted
 from schemas.events import Event
-from schemas.pipeline import PipelineResult, RunStatus
+from schemas.pipeline import FeatureRequest, PipelineResult, RunStatus
 from schemas.reconcile import ReconcileReport
 from schemas.streams import AGENTS, AUDIT_LOG
 from schemas.task_queues import CORE, agent_queue
@@ -39,6 +40,7 @@ from workers.interceptors import CoatcheckInterceptor
 from workers.schedules import ensure_schedules
 from workers.temporal import connect, sandbox_runner
 from workflows.reconcile import ReconcileWorkflow
+from workflows.run_state import RunState
 
 QUEUE = "standing"
 MANY = 1000
@@ -257,6 +259,55 @@ async def test_an_ended_run_is_put_right_and_told_once(
     again = await lab.compare()
     assert (again.open_rows, again.repaired_runs) == (0, 0)
     assert len(await lab.told(key)) == 2
+
+
+async def test_the_repaired_rows_can_be_rebuilt(lab: Lab) -> None:
+    """From the run's own events and those of the repair."""
+    handle, key = await lab.start("rebuilt")
+    request = FeatureRequest(feature="customer-search", brief="Look back.")
+    run = RunState(request=request, run_key=key, workflow_id=handle.id, started_at=datetime.now(UTC))
+    run.open()
+    run.start_round(request.pipeline.stages[0], datetime.now(UTC), [], "")
+    step = run.take_step(datetime.now(UTC) + timedelta(seconds=1))
+    await state.record(lab.pool, step)
+    await lab.log.publish(step.events)
+    await terminated(lab, handle)
+    await lab.compare()
+    past = rebuild([item async for item in lab.log.read_run(key)])
+    row = await state.find_run(lab.pool, key)
+    assert past is not None
+    assert row is not None
+    assert past.run == row.model_copy(update={"updated_at": past.run.updated_at})
+    assert past.tasks == await state.tasks(lab.pool, key)
+
+
+async def test_the_runs_of_another_namespace_are_left_alone(lab: Lab) -> None:
+    """Here they look as if they were gone."""
+    handle, key = await lab.start("elsewhere")
+    await lab.pool.execute(
+        'UPDATE workflows SET metadata = metadata || \'{"namespace": "another"}\' WHERE workflow_id = $1', key
+    )
+    await terminated(lab, handle)
+    report = await lab.compare()
+    assert (report.open_rows, report.repaired_runs) == (0, 0)
+    assert (await lab.row(key))["status"] == "running"
+
+
+async def test_a_call_that_is_answered_after_its_round_has_ended_is_told(lab: Lab) -> None:
+    """It was paid for; each look tells it, and it is told once."""
+    handle, key = await lab.start("late")
+    await terminated(lab, handle)
+    await lab.compare()
+    before = len(await lab.told(key))
+    await lab.pool.execute(
+        "INSERT INTO llm_turns (task_key, turn, agent_id, status, gateway_id, request_sha256, model, completed_at)"
+        " VALUES ($1, 1, 'cynthia', 'done', 'g', 'x', 'test:model', now() + interval '1 minute')",
+        f"{key}/research-1",
+    )
+    for _ in range(2):
+        await lab.compare()
+    [turn] = (await lab.told(key))[before:]
+    assert (turn.event_type, turn.entity_id, turn.session_id) == ("turn.completed", f"{key}/research-1", handle.id)
 
 
 async def test_what_was_paid_in_an_unfinished_round_is_told(lab: Lab) -> None:

@@ -51,6 +51,7 @@ async def test_rows_have_the_declared_columns(pool: Pool) -> None:
     assert (workflow["status"], workflow["error"], workflow["error_count"]) == ("failed", "the critique failed", 1)
     assert workflow["metadata"] == {
         "temporal_workflow_id": "feature/customer-search",
+        "namespace": "default",
         "feature": "customer-search",
         "tenant": "default",
     }

@@ -10,7 +10,7 @@ WITH step AS MATERIALIZED (
 run AS MATERIALIZED (
     SELECT given.*
     FROM step, jsonb_to_record(document -> 'run') AS given (
-        run_key text, revision bigint, temporal_workflow_id text, feature text, tenant text, status text,
+        run_key text, revision bigint, temporal_workflow_id text, namespace text, feature text, tenant text, status text,
         current_step text, total_steps int, completed_steps int, step_results jsonb, assigned_agents jsonb,
         error text, started_at timestamptz, completed_at timestamptz, brief text
     )
@@ -30,7 +30,9 @@ written AS (
     SELECT
         run_key, feature, brief, 'FeaturePipeline', status, current_step, total_steps, completed_steps,
         jsonb_build_object('revision', revision), step_results, assigned_agents, error, (error IS NOT NULL)::int,
-        jsonb_build_object('temporal_workflow_id', temporal_workflow_id, 'feature', feature, 'tenant', tenant),
+        jsonb_build_object(
+            'temporal_workflow_id', temporal_workflow_id, 'namespace', namespace, 'feature', feature, 'tenant', tenant
+        ),
         started_at, completed_at
     FROM run
     ON CONFLICT (workflow_id) DO UPDATE SET
