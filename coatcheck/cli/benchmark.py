@@ -10,7 +10,9 @@ from coatcheck.cli import forking
 from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, Run
 
 app = typer.Typer()
-bench = typer.Typer(help="Scenarios: run them, replay what was recorded, report.")
+bench = typer.Typer(
+    help="Scenarios: run them, replay what was recorded, report.\n\nExample: coatcheck bench run er_001 --repeat 3"
+)
 app.add_typer(bench, name="bench")
 bench.add_typer(forking.app)
 

@@ -23,8 +23,12 @@ from schemas.events import EVENT_TYPES
 QUIET_SECONDS: Final = 1.0
 """Without a further event after a run has ended, before `--follow` ends too: its last turns are told after it."""
 _HEADER: Final = ("when", "severity", "event", "agent", "what")
-_HIDDEN: Final = frozenset({"run", "notice", "inherited"})
-"""Parts of payloads that are for programs."""
+_HIDDEN: Final = frozenset(
+    {"run", "notice", "inherited", "inputs", "artifacts", "tool_calls", "tool_call_id", "summary", "stages", "agents"}
+)
+"""Parts of payloads that are for programs; hashes are too."""
+_WHAT: Final = 200
+"""Characters of a line's last column; `--json` has everything."""
 
 
 class BackboneError(CoatcheckError):
@@ -128,10 +132,13 @@ def _print(stored: StoredEvent, *, as_json: bool) -> None:
         place = {"sequence": stored.sequence, "stored_at": stored.stored_at}
         emit_json(place | event.model_dump(mode="json", exclude_none=True), indent=None)
         return
-    what = " ".join(
-        f"{name}={one_line(str(value), 80)}" for name, value in _payload(stored).items() if name not in _HIDDEN
-    )
-    emit(_line((moment(event.occurred_at), event.severity, event.event_type, event.agent or "", what)))
+    said = {name: value for name, value in _payload(stored).items() if not _is_hidden(name, value)}
+    what = " ".join(f"{name}={one_line(str(value), 80)}" for name, value in said.items())
+    emit(_line((moment(event.occurred_at), event.severity, event.event_type, event.agent or "", one_line(what, _WHAT))))
+
+
+def _is_hidden(name: str, value: object) -> bool:
+    return name in _HIDDEN or name.endswith("sha256") or value in ("", None)
 
 
 def _line(cells: Sequence[str], *, upper: bool = False) -> str:
