@@ -33,7 +33,7 @@ app = typer.Typer(
     name="events",
     cls=RunFirst,
     no_args_is_help=True,
-    help="What happened in a run: `events RUN` is short for `events show RUN`.\n\nExample: coatcheck events RUN --follow",
+    help="What happened: `events RUN` is short for `events show RUN`.\n\nExample: coatcheck events RUN --follow",
 )
 
 
