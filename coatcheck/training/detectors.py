@@ -231,8 +231,8 @@ def _vendor_rules() -> tuple[Any, ...]:
 
 
 def _denylists() -> Iterator["re.Pattern[str]"]:
-    for kind in get_mapping_from_secret_type_to_class().values():
-        plugin: Any = kind
+    plugin: Any
+    for plugin in get_mapping_from_secret_type_to_class().values():
         if issubclass(plugin, RegexBasedDetector) and plugin is not IPPublicDetector:
             yield from plugin().denylist
 
