@@ -14,7 +14,6 @@ from typing import Any
 from schemas import event_payloads as payloads
 from schemas import events
 from schemas.activities import RecordInput, RunRow, StageInputRef, TaskRow
-from schemas.events import SystemEvent
 from schemas.notice import Notice
 from schemas.pipeline import (
     Decision,
@@ -32,6 +31,7 @@ from schemas.pipeline import (
 )
 from schemas.review import FindingMark
 from schemas.workflow_ids import activity_id, task_key
+from workflows.telling import Telling
 
 
 @dataclass
@@ -85,13 +85,10 @@ class RunState:
     _reasons: dict[str, str] = field(default_factory=dict)
     _steps: int = 0
     _tasks: dict[str, TaskRow] = field(default_factory=dict)
-    _reset: str = ""
-    """Ends the occurrence of every event since the latest reset: what happens again is told again."""
-    _events: list[SystemEvent] = field(default_factory=list)
-    _event_count: int = 0
     _pauses: int = 0
-    _latest: dict[str, str] = field(default_factory=dict)
-    """Stage, or "" for the run → id of the latest event about it: what causes the next one."""
+
+    def __post_init__(self) -> None:
+        self._telling = Telling(self.run_key, self.workflow_id)
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -114,20 +111,21 @@ class RunState:
             inherited=list(fork.rounds) if fork else [],
             run=self._point(),
         )
-        self._emit(events.RunStarted, self.started_at, payload)
+        self._telling.about_run(events.RunStarted, self.started_at, payload)
 
     def note_reset(self, seed: int, now: datetime) -> None:
         """Temporal took the run back to where it is now."""
-        now = self._moment(now)
-        self._reset = f"@{seed:x}"
-        self._emit(events.RunReset, now, payloads.RunChanged(reason="reset in Temporal", run=self._point()))
+        now = self._telling.moment(now)
+        self._telling.reset = f"@{seed:x}"
+        changed = payloads.RunChanged(reason="reset in Temporal", run=self._point())
+        self._telling.about_run(events.RunReset, now, changed)
 
     def start_round(self, stage: Stage, now: datetime, inputs: list[StageInputRef], comment: str) -> Round:
         """Begin the next round of `stage`."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         number = self.round_count(stage.name) + 1
         key = task_key(self.run_key, activity_id(stage.name, number))
-        current = Round(stage, number, key, now, inputs, comment, reset=self._reset)
+        current = Round(stage, number, key, now, inputs, comment, reset=self._telling.reset)
         self.rounds.append(current)
         self._done.discard(stage.name)
         self._tasks[key] = self._task_row(current, "running")
@@ -140,39 +138,38 @@ class RunState:
             run=self._point(),
         )
         # The last input is what made this round start: a verdict that sent it back, or the last work that it needs.
-        cause = self._latest.get(inputs[-1].stage) if inputs else None
-        self._emit(events.StageStarted, now, payload, current, cause=cause or self._latest.get(""))
+        self._tell(events.StageStarted, now, payload, current, caused_by=inputs[-1].stage if inputs else None)
         return current
 
     def finish_round(self, current: Round, notice: Notice, now: datetime) -> None:
         """The agent has returned its notice."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         current.notice, current.completed_at = notice, now
         self._tasks[current.task_key] = self._task_row(current, "completed")
         payload = payloads.StageCompleted(
             stage=current.stage.name, round=current.number, notice=notice, run=self._point()
         )
-        self._emit(events.StageCompleted, now, payload, current)
+        self._tell(events.StageCompleted, now, payload, current)
 
     def finish_stage(self, stage: Stage, reason: str, now: datetime) -> None:
         """Nothing more is wanted of the stage, unless a later one sends it back."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         self._done.add(stage.name)
         self._reasons[stage.name] = reason
         latest = self.latest(stage.name)
         assert latest is not None
         payload = payloads.StageAccepted(stage=stage.name, rounds=latest.number, reason=reason, run=self._point())
-        self._emit(events.StageAccepted, now, payload, latest)
+        self._tell(events.StageAccepted, now, payload, latest)
 
     def park(self, current: Round, reason: str, now: datetime, until: datetime) -> None:
         """No model can be asked until then; the round is begun again after that, and loses nothing."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         current.parked_until, current.parked_reason = until, reason
         current.parked_times += 1
         payload = payloads.StageParked(
             stage=current.stage.name, round=current.number, reason=reason, until=until, run=self._point()
         )
-        self._emit(events.StageParked, now, payload, current, occurrence=str(current.parked_times), severity="warning")
+        self._tell(events.StageParked, now, payload, current, occurrence=str(current.parked_times), severity="warning")
 
     def unpark(self, current: Round) -> None:
         """The time is over."""
@@ -180,7 +177,7 @@ class RunState:
 
     def wait(self, stage: Stage, reason: str, now: datetime, deadline: datetime) -> None:
         """A person has to decide."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         latest = self.latest(stage.name)
         notice = latest.notice if latest else None
         if latest is None or notice is None:
@@ -195,24 +192,24 @@ class RunState:
         )
         self.waiting[stage.name] = waiting
         payload = payloads.DecisionRequested(**waiting.model_dump(), run=self._point())
-        self._emit(events.DecisionRequested, now, payload, latest, severity="warning")
+        self._tell(events.DecisionRequested, now, payload, latest, severity="warning")
 
     def decided(self, decision: Decision, now: datetime) -> None:
         """A person has decided."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         self.waiting.pop(decision.stage, None)
         latest = self.latest(decision.stage)
         assert latest is not None
         payload = payloads.DecisionMade(**decision.model_dump(), round=latest.number, run=self._point())
-        self._emit(events.DecisionMade, now, payload, latest)
+        self._tell(events.DecisionMade, now, payload, latest)
 
     def set_paused(self, paused: bool, now: datetime) -> None:  # noqa: FBT001  the two states of one switch
         """The run stands still between stages, or goes on."""
-        now = self._moment(now)
+        now = self._telling.moment(now)
         self.is_paused = paused
         self._pauses += paused
         kind = events.RunPaused if paused else events.RunResumed
-        self._emit(kind, now, payloads.RunChanged(run=self._point()), occurrence=str(self._pauses))
+        self._telling.about_run(kind, now, payloads.RunChanged(run=self._point()), occurrence=str(self._pauses))
 
     def end(self, status: RunStatus, reason: str, now: datetime) -> None:
         """The run is over; the rounds that were under way end with it."""
@@ -221,7 +218,7 @@ class RunState:
         self.waiting.clear()
         self.error = None if status is RunStatus.COMPLETED else reason
         for current in still_open:
-            current.completed_at = self._moment(now)
+            current.completed_at = self._telling.moment(now)
         for current in still_open:
             assert current.completed_at is not None
             outcome = "failed" if current.has_failed else "cancelled"
@@ -231,11 +228,11 @@ class RunState:
             )
             kind = events.StageFailed if current.has_failed else events.StageCancelled
             severity = "error" if current.has_failed else "warning"
-            self._emit(kind, current.completed_at, ended, current, severity=severity)
-        self.completed_at = self._moment(now)
+            self._tell(kind, current.completed_at, ended, current, severity=severity)
+        self.completed_at = self._telling.moment(now)
         severity = {RunStatus.COMPLETED: "info", RunStatus.FAILED: "error"}.get(status, "warning")
         changed = payloads.RunChanged(reason=reason, run=self._point())
-        self._emit(_ENDED[status], self.completed_at, changed, severity=severity)
+        self._telling.about_run(_ENDED[status], self.completed_at, changed, severity=severity)
 
     # --- what is so ---------------------------------------------------------------------------------------------
 
@@ -293,12 +290,11 @@ class RunState:
     def take_step(self, now: datetime) -> RecordInput:
         """Everything that changed since the last step was confirmed, as one transaction's worth of rows."""
         self._steps += 1
-        return RecordInput(run=self._run_row(now), tasks=list(self._tasks.values()), events=list(self._events))
+        return RecordInput(run=self._run_row(now), tasks=list(self._tasks.values()), events=list(self._telling.untold))
 
     def confirm_step(self, step: RecordInput) -> None:
         """The step is stored; what changed meanwhile stays for the next one."""
-        stored = {event.event_id for event in step.events}  # another step may have been stored meanwhile
-        self._events = [event for event in self._events if event.event_id not in stored]
+        self._telling.stored({event.event_id for event in step.events})  # another step may have been stored meanwhile
         for row in step.tasks:
             if self._tasks.get(row.task_key) == row:
                 del self._tasks[row.task_key]
@@ -354,42 +350,12 @@ class RunState:
 
     # --- rows ---------------------------------------------------------------------------------------------------
 
-    def _moment(self, now: datetime) -> datetime:
-        """When something happens, in the rows and in its event.
-
-        One workflow task has one time; a microsecond each keeps the order of what happens in it.
-        """
-        self._event_count += 1
-        return now + timedelta(microseconds=self._event_count)
-
-    def _emit(
-        self,
-        kind: Any,
-        now: datetime,
-        payload: payloads.Payload,
-        current: Round | None = None,
-        *,
-        occurrence: str = "",
-        cause: str | None = None,
-        severity: str = "info",
-    ) -> None:
-        stage = current.stage.name if current else ""
-        event: SystemEvent = kind.of(
-            # A round that was inherited belongs to another run; what happens to it here happens to this run's task.
-            entity_id=task_key(self.run_key, activity_id(stage, current.number)) if current else self.run_key,
-            occurrence=f"{occurrence}{self._reset}",
-            correlation_id=self.run_key,
-            causation_id=cause or self._latest.get(stage) or self._latest.get(""),
-            session_id=self.workflow_id,
-            agent=current.stage.agent if current else None,
-            severity=severity,
-            occurred_at=now,
-            payload=payload,
+    def _tell(self, kind: Any, at: datetime, payload: payloads.Payload, about: Round, **options: Any) -> None:
+        """Something happened to a round; options as of `Telling.about_round`."""
+        stage = about.stage
+        self._telling.about_round(
+            kind, at, payload, stage=stage.name, number=about.number, agent=stage.agent, **options
         )
-        self._latest[stage] = event.event_id
-        if current is not None:
-            self._latest[""] = event.event_id
-        self._events.append(event)
 
     def _inherit(self, item: InheritedRound) -> None:
         stage, now = self.request.pipeline.stage(item.stage), self.started_at
