@@ -24,6 +24,8 @@ from schemas.workflow_ids import activity_id
 BUSY: Final = frozenset({StageState.WAITING, StageState.PARKED, StageState.RUNNING, StageState.FAILED})
 LAST_EVENTS: Final = 20
 """As many as are worth having in the JSON; the screen has room for fewer, `coatcheck events` has all."""
+_DETAILS: Final = frozenset({"turn.completed", "tool.completed", "deliverable.published", "stage.accepted"})
+"""Events that other parts of the screen sum up: calls and tokens, messages, reasons."""
 
 
 class Wait(BaseModel):
@@ -199,7 +201,7 @@ def compose(facts: Facts, waits: list[Wait]) -> Explanation:
         total=facts.stages.total if facts.stages else None,
         judgements=[_judgement(item) for item in facts.notices if item.notice.metadata.verdict is not None],
         messages=facts.messages,
-        events=[_happening(event) for event in facts.events[-LAST_EVENTS:]],
+        events=[_happening(event) for event in facts.events if event.event_type not in _DETAILS][-LAST_EVENTS:],
         ui_url=facts.ui_url,
         trace_id=next(
             (item.notice.metadata.trace_id for item in reversed(facts.notices) if item.notice.metadata.trace_id), None
@@ -323,7 +325,8 @@ def _finding(mark: str) -> str:
 def _happening(event: EventRecord) -> Happening:
     payload = event.payload
     round_number = f"-{payload['round']}" if payload.get("round") else ""
-    reason = payload.get("reason") or payload.get("verdict") or payload.get("comment") or payload.get("action") or ""
+    verdict = ((payload.get("notice") or {}).get("metadata") or {}).get("verdict")
+    reason = payload.get("reason") or verdict or payload.get("comment") or payload.get("action") or ""
     return Happening(
         when=event.created_at,
         event=event.event_type,

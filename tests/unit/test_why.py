@@ -245,6 +245,18 @@ def test_a_short_answer_has_air() -> None:
     assert text.count("stage.completed") == LAST_EVENTS
 
 
+def test_events_that_other_parts_sum_up_are_left_out() -> None:
+    """Calls and tools have columns of their own; a verdict is read from the notice that gave it."""
+    known = facts()
+    completed = event("stage.completed", stage="critique", round=1, notice={"metadata": {"verdict": "revise"}})
+    known.events = [
+        completed,
+        *(event(name, stage="critique", round=1) for name in ("turn.completed", "tool.completed")),
+    ]
+    [happening] = compose(known, waits_of(known)).events
+    assert (happening.event, happening.stage, happening.reason) == ("stage.completed", "critique-1", "revise")
+
+
 # --- what it waits for --------------------------------------------------------------------------------------------
 
 
