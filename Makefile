@@ -48,7 +48,7 @@ status: $(VENV)/.run-stamp ## Show what runs and where
 	@$(BIN)/coatcheck status || test $$? -eq 3
 
 test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=2)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.dev-stamp ## Check the style
 	@$(BIN)/ruff check .
