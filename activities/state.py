@@ -31,16 +31,18 @@ class StateActivities:
         """Store the step.
 
         Idempotent: the rows are absolute, guarded by the run's revision, and event ids are deterministic, so a worker
-        that dies anywhere in between leaves, in the end, the same rows and the same events behind. The turns of a
-        round come from the rows and are told before its end; else neither waits for the other.
+        that dies anywhere in between leaves, in the end, the same rows and the same events behind. Rows and
+        events do not wait for each other, but the turns of a round come from the rows, and a run's end is told last.
         """
         await failpoint("state.before_record")
-        if any(task.status != "running" for task in step.tasks):
-            turns = await state.record(self._pool, step)
-            await failpoint("state.before_events")
-            await self._log.publish([*turn_events(step, turns), *step.events])
+        if step.run.completed_at is None:
+            turns, _ = await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))
+            await failpoint("state.before_turns")
+            await self._log.publish(turn_events(step, turns))
         else:
-            await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))
+            turns = await state.record(self._pool, step)
+            await failpoint("state.before_turns")
+            await self._log.publish([*turn_events(step, turns), *step.events])
         for task in step.tasks:
             self._tasks.note(task.task_key, task.agent)
         await failpoint("state.after_record")

@@ -21,7 +21,7 @@ from typing import Final
 POINTS: Final[frozenset[str]] = frozenset(
     {
         "state.before_record",
-        "state.before_events",
+        "state.before_turns",
         "state.after_record",
         "events.before_store",
         "reconcile.before_events",
