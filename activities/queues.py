@@ -1,4 +1,4 @@
-"""What waits for an agent in Temporal, and whether anybody comes for it."""
+"""What waits in Temporal's task queues, and whether anybody comes for it."""
 
 import time
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from pydantic import BaseModel
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, DescribeTaskQueueResponse
 from temporalio.client import Client
 
 from schemas.task_queues import agent_queue
@@ -36,14 +36,31 @@ async def queue_state(client: Client, agent: str) -> QueueState:
     Raises:
         RPCError: Temporal does not answer.
     """
-    answer = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(
-            namespace=client.namespace,
-            task_queue=TaskQueue(name=agent_queue(agent)),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-            report_stats=True,
-        )
+    answer = await _describe(client, agent_queue(agent), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY, report_stats=True)
+    return QueueState(agent=agent, waiting=answer.stats.approximate_backlog_count, pollers=_count(answer))
+
+
+async def pollers(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> int:
+    """Workers that have polled the queue lately.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    return _count(await _describe(client, queue, kind))
+
+
+async def _describe(
+    client: Client, queue: str, kind: "TaskQueueType.ValueType", *, report_stats: bool = False
+) -> DescribeTaskQueueResponse:
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=queue),
+        task_queue_type=kind,
+        report_stats=report_stats,
     )
+    return await client.workflow_service.describe_task_queue(request)
+
+
+def _count(answer: DescribeTaskQueueResponse) -> int:
     oldest = time.time() - POLL_AGE_SECONDS
-    pollers = {poller.identity for poller in answer.pollers if poller.last_access_time.seconds > oldest}
-    return QueueState(agent=agent, waiting=answer.stats.approximate_backlog_count, pollers=len(pollers))
+    return len({poller.identity for poller in answer.pollers if poller.last_access_time.seconds > oldest})

@@ -5,7 +5,6 @@ Each check has its own connections and its own time limit, so that one dead serv
 
 import asyncio
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from enum import StrEnum
@@ -16,10 +15,9 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import from_json
 from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, GetSystemInfoRequest
-from temporalio.client import Client
+from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 
+from activities.queues import pollers
 from coatcheck.cli.event_log import backbone_problems
 from coatcheck.cli.events import MAX_LAG
 from coatcheck.cli.output import columns, emit, emit_json
@@ -42,8 +40,6 @@ from workers.temporal import check_search_attributes
 
 CHECK_SECONDS: Final = 10.0
 """For one check with its connection; each connects within 3 s or is away."""
-POLL_AGE_SECONDS: Final = 90.0
-"""An idle worker asks again every 60 s; the server remembers one that is gone for 5 minutes."""
 LEAST_FREE_BYTES: Final = 2 * 1024**3
 """PostgreSQL, JetStream and Temporal stop working on a full disk; a thousand runs take about 200 MB."""
 _RESTART_HINT: Final = "`coatcheck down` and `coatcheck up` make the agents, their keys and streams follow the file"
@@ -129,16 +125,16 @@ async def _search_attributes(settings: Settings) -> str:
 
 
 async def _core_workers(settings: Settings) -> str:
-    pollers = await _pollers(await open_temporal(settings), CORE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
-    if not pollers:
+    count = await pollers(await open_temporal(settings), CORE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
+    if not count:
         raise DependencyDownError(f"nobody polls {CORE}", hint=_WORKER_HINT.format(kind="core"))
-    return f"{pollers} on {CORE}"
+    return f"{count} on {CORE}"
 
 
 async def _agent_workers(settings: Settings) -> str:
     client, agents = await open_temporal(settings), load_config(settings.config_file).agents
     counts = await asyncio.gather(
-        *(_pollers(client, agent_queue(agent), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY) for agent in agents)
+        *(pollers(client, agent_queue(agent), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY) for agent in agents)
     )
     idle = [agent_queue(agent) for agent, count in zip(agents, counts, strict=True) if not count]
     if idle:
@@ -148,15 +144,6 @@ async def _agent_workers(settings: Settings) -> str:
 
 async def _reconcile(settings: Settings) -> str:
     return await check_reconciled(await open_temporal(settings))
-
-
-async def _pollers(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> int:
-    """Workers that have polled the queue lately."""
-    answer = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
-    )
-    oldest = time.time() - POLL_AGE_SECONDS
-    return len({poller.identity for poller in answer.pollers if poller.last_access_time.seconds > oldest})
 
 
 # --- NATS ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Read from the server's own description, so it also answers when no worker does.
 """
 
 import asyncio
-import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,14 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import BaseModel, ConfigDict
 from temporalio.api.enums.v1 import PendingActivityState, TaskQueueType
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
-from coatcheck.cli.diagnosis import POLL_AGE_SECONDS
+from activities.queues import pollers
 from coatcheck.cli.runs import FoundRun
 from schemas import search_attributes
 from schemas.task_queues import CORE, agent_queue
@@ -126,15 +123,6 @@ async def _pending(client: Client, item: PendingActivityInfo) -> PendingActivity
         queue=queue,
         pollers=await pollers(client, queue, _ACTIVITY),
     )
-
-
-async def pollers(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> int:
-    """Workers that have polled the queue lately."""
-    answer = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
-    )
-    oldest = time.time() - POLL_AGE_SECONDS
-    return len({poller.identity for poller in answer.pollers if poller.last_access_time.seconds > oldest})
 
 
 async def _failure(handle: Any, described: WorkflowExecutionDescription) -> str | None:

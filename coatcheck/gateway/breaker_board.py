@@ -25,9 +25,9 @@ from coatcheck.gateway import breaker
 from coatcheck.gateway.breaker import BreakerState, Cause
 from coatcheck.messaging.client import ClientSubscription, NatsClient
 from coatcheck.messaging.keyvalue import kv_follow, kv_get, kv_put
+from schemas.agent_state import MODEL_PREFIX, model_key
 from schemas.config import ProviderLimits
 from schemas.streams import AGENT_STATE
-from schemas.subjects import encode_token
 
 STORE_SECONDS: Final = 1.0
 """Most time that the bucket may take; it takes 2 ms."""
@@ -36,7 +36,6 @@ AWAY_SECONDS: Final = 5.0
 REREAD_SECONDS: Final = 15.0
 """Changes during an outage of NATS are not repeated, and a client reconnects without telling: read again."""
 _NO_LIMITS: Final = ProviderLimits()
-_PREFIX: Final = "model."
 _CLOSED: Final = BreakerState()
 
 Step = Callable[[BreakerState], BreakerState | None]
@@ -88,7 +87,7 @@ class BreakerBoard:
 
     async def __aenter__(self) -> Self:
         if self._client is not None:
-            self._subscription = await kv_follow(self._client, AGENT_STATE, self._hear, key=f"{_PREFIX}>")
+            self._subscription = await kv_follow(self._client, AGENT_STATE, self._hear, key=f"{MODEL_PREFIX}>")
             self._rereading = asyncio.create_task(self._reread(), name="breakers-reread")
         return self
 
@@ -118,7 +117,7 @@ class BreakerBoard:
         """Ask the bucket for a model that is met for the first time; without it, the breaker is taken as closed."""
         async with self._locks[model]:
             if model not in self._entries:
-                self._names[_key(model)] = model
+                self._names[model_key(model)] = model
                 self._entries[model] = _Entry()
                 await self._fetch(model)
 
@@ -202,7 +201,11 @@ class BreakerBoard:
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 stored = await kv_put(
-                    self._client, AGENT_STATE, _key(model), state.model_dump_json().encode(), expected_revision=revision
+                    self._client,
+                    AGENT_STATE,
+                    model_key(model),
+                    state.model_dump_json().encode(),
+                    expected_revision=revision,
                 )
         except KeyChangedError:
             return not await self._fetch(model, overrule=True)
@@ -219,7 +222,7 @@ class BreakerBoard:
             return False
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                found = await kv_get(self._client, AGENT_STATE, _key(model))
+                found = await kv_get(self._client, AGENT_STATE, model_key(model))
         except (CoatcheckError, TimeoutError) as error:
             self._is_away(error)
             return False
@@ -277,10 +280,6 @@ class BreakerBoard:
             await self._change(
                 model, lambda found: mine.state if mine.state.until > max(found.until, self._clock()) else None
             )
-
-
-def _key(model: str) -> str:
-    return _PREFIX + encode_token(model)
 
 
 def _tell(model: str, before: BreakerState, now: BreakerState) -> None:
