@@ -143,6 +143,29 @@ async def test_every_step_can_be_rebuilt(owner: Pool, seed: int) -> None:
     assert len({item.event.event_id for item in told}) == len(told)
 
 
+async def test_a_completed_round_stays_so_when_a_reset_begins_it_again(owner: Pool) -> None:
+    """As its row does, whatever becomes of the run this time."""
+    request = FeatureRequest(feature="search", brief="Find it.")
+    research, told = DEFAULT_PIPELINE.stages[0], list[StoredEvent]()
+    for seed in (None, 7):
+        now = START + timedelta(minutes=seed or 0)
+        run = RunState(request=request, run_key="feature/search/1", workflow_id="feature/search", started_at=START)
+        if seed is not None:
+            run.note_reset(seed, now)
+        run.open()
+        current = run.start_round(research, now, [], "")
+        if seed is None:
+            run.finish_round(current, notice(research, 1), now)
+        run.end(RunStatus.FAILED, "enough", now)
+        step = run.take_step(now)
+        await state.record(owner, step)
+        told += [stored(event, len(told) + offset) for offset, event in enumerate(step.events, start=1)]
+    past = rebuild(told)
+    assert past is not None
+    assert [task.status for task in past.tasks] == ["completed"]
+    assert past.tasks == await state.tasks(owner, "feature/search/1")
+
+
 def stored(event: SystemEvent, sequence: int) -> StoredEvent:
     """As the audit log has it."""
     return StoredEvent(sequence, event.occurred_at, event.subject, {}, event)
