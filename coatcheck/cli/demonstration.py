@@ -146,6 +146,11 @@ def _next_steps(status: StackStatus, request: FeatureRequest, found: FoundRun, *
         ("where a run is, what it waits for, who spent what", f"why {request.feature}"),
         ("every deliverable of the feature", f"deliverables {request.feature}"),
         ("what happened, in order", f"events {found.workflow_id}"),
+        (
+            "hold that against the rules of every run, without a model call",
+            f"bench replay --correlation {found.run_key}",
+        ),
+        ("do it again from QA on, paying only from there", f"bench fork {found.workflow_id} --from qa --wait"),
         ("kill the worker in mid-call and see the run resume", "demo --kill"),
         ("stop the stack (the data stay)", "down"),
     ]
