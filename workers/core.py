@@ -37,6 +37,7 @@ from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
 from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
+from workers.tracing import tracing
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
 from workflows.reconcile import ReconcileWorkflow
@@ -62,6 +63,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(Projector(pool, nats).running())
+        await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await ensure_schedules(client)
