@@ -55,7 +55,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
-        nats = await stack.enter_async_context(nats_client(settings, "core"))
+        nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
         await _ensure_streams(nats, pool, team)

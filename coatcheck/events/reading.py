@@ -105,7 +105,8 @@ class SoleReader(abc.ABC):
     async def _step(self, connection: Connection) -> None:
         messages = await self._consumer.fetch(self._batch, wait_seconds=WAIT_SECONDS)
         if messages:
-            await self.digest(connection, messages)
+            with self._client.tracing.processing_batch(AUDIT_LOG.name, [message.headers for message in messages]):
+                await self.digest(connection, messages)
             await self._consumer.acknowledge()
         if connection.is_closed():
             raise StorageUnavailableError("the connection to PostgreSQL was lost, and the lock with it")

@@ -15,6 +15,7 @@ from coatcheck.errors import CoatcheckError, StorageUnavailableError
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.turns import Reply, TurnDesk
 from coatcheck.storage.journal import TurnJournal
+from coatcheck.telemetry.scope import working_on_task
 from schemas import errors
 from schemas.conversation import TurnError, TurnPending, TurnReply, TurnRequest
 from schemas.streams import MAX_DELIVERABLE_BYTES
@@ -83,7 +84,8 @@ class LLMProxy:
         key = (agent, request.task_key, request.turn)
         call = self._calls.get(key)
         if call is None:
-            call = self._calls[key] = asyncio.create_task(self._settle(agent, request))
+            with working_on_task(request.task_key):
+                call = self._calls[key] = asyncio.create_task(self._settle(agent, request))
         await asyncio.wait({call}, timeout=POLL_SECONDS)
         return call.result() if call.done() else _encode(TurnPending())
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from openinference.semconv.resource import ResourceAttributes
 from opentelemetry.metrics import Meter, NoOpMeter
 from opentelemetry.semconv._incubating.attributes import service_attributes
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import Tracer
 
 from coatcheck.settings import Settings
 from coatcheck.telemetry.privacy import ContentCapture, Privacy
@@ -52,7 +52,8 @@ class ObservabilityProvider:
         self.privacy = Privacy(ContentCapture(settings.content_capture), settings.secrets)
         self.has_traces = settings.has_otlp("traces")
         self.meter: Meter = NoOpMeter(SCOPE)
-        self.tracer: Tracer = NoOpTracer()
+        self.message_tracer: Tracer | None = None
+        """For a span per message; only where that is wanted."""
         self.log_handlers: list[logging.Handler] = []
         self._settings = settings
         self._service = service
@@ -133,5 +134,5 @@ class ObservabilityProvider:
         exporter = OTLPSpanExporter(timeout=EXPORT_SECONDS, compression=Compression.Gzip, meter_provider=meters)
         provider = TracerProvider(resource=self.resource, shutdown_on_exit=False, meter_provider=meters)
         provider.add_span_processor(BatchSpanProcessor(exporter, meter_provider=meters))
-        self.tracer = provider.get_tracer(SCOPE)
+        self.message_tracer = provider.get_tracer(SCOPE)
         self._ends.insert(0, provider.shutdown)
