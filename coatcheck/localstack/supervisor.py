@@ -17,8 +17,8 @@ import psutil
 
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DependencyDownError
-from coatcheck.localstack import nats, postgres, temporal
-from coatcheck.localstack.config import SERVERS, ServerName, StackConfig
+from coatcheck.localstack import nats, phoenix, postgres, temporal
+from coatcheck.localstack.config import ALL_SERVERS, ServerName, StackConfig
 from coatcheck.localstack.connect import Connections, describe
 from coatcheck.localstack.files import private_dir, write_private
 from coatcheck.localstack.leftovers import MARK, end_leftovers
@@ -38,6 +38,7 @@ _PORTS: Final[Mapping[ServerName, tuple[str, ...]]] = {
     "temporal": temporal.PORTS,
     "nats": nats.PORTS,
     "postgres": postgres.PORTS,
+    "phoenix": phoenix.PORTS,
 }
 
 
@@ -108,6 +109,7 @@ class Supervisor:
             connections.nats,
             connections.postgres,
         )
+        self._status.phoenix = connections.phoenix
         self._servers = [self._member(self._server(name, ports)) for name in self._managed()]
         await self._bring_up(self._servers)
         if config.managed("postgres"):
@@ -139,10 +141,10 @@ class Supervisor:
             raise failed.exceptions[0] from None
 
     def _managed(self) -> list[ServerName]:
-        return [name for name in SERVERS if self._config.managed(name)]
+        return [name for name in ALL_SERVERS if self._config.managed(name)]
 
     def _server(self, name: ServerName, ports: Mapping[str, int]) -> MemberSpec:
-        module = {"temporal": temporal, "nats": nats, "postgres": postgres}[name]
+        module = {"temporal": temporal, "nats": nats, "postgres": postgres, "phoenix": phoenix}[name]
         spec: MemberSpec = module.member(self._config.data_dir, ports, self._server_env())
         return spec
 
@@ -230,6 +232,7 @@ def _ready_line(status: StackStatus) -> str:
         f"Temporal {status.temporal.address}" if status.temporal else "",
         f"its UI {status.temporal.ui_url}" if status.temporal and status.temporal.ui_url else "",
         f"NATS {status.nats.url}" if status.nats else "",
+        f"Phoenix {status.phoenix.url}" if status.phoenix else "",
         f"{len(status.workers)} workers" if status.workers else "",
     ]
     return f"ready: {', '.join(filter(None, places))}"

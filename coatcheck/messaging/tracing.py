@@ -20,7 +20,6 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from coatcheck.telemetry.scope import current_scope
-from schemas.subjects import PREFIX
 from schemas.tracing import HEADER_TRACEPARENT
 from schemas.workflow_ids import session_of
 
@@ -131,6 +130,4 @@ def _attributes(operation: str, place: str) -> dict[str, Any]:
 def _template(place: str) -> str:
     """`agog.deliverables.roy.>`: as few names as there are kinds of messages."""
     tokens = place.split(".")
-    if tokens[0] != PREFIX or len(tokens) <= _LITERAL_TOKENS:
-        return place
-    return ".".join([*tokens[:_LITERAL_TOKENS], ">"])
+    return place if len(tokens) <= _LITERAL_TOKENS else ".".join([*tokens[:_LITERAL_TOKENS], ">"])
