@@ -16,6 +16,9 @@ async def tracing(pool: Pool, nats: NatsClient, telemetry: ObservabilityProvider
         return
     from coatcheck.events.tracer import Tracer  # noqa: PLC0415  nobody else needs the SDK
 
-    with contextlib.closing(telemetry.span_sender()) as sender:
-        async with Tracer(pool, nats, sender=sender, privacy=telemetry.privacy).running():
-            yield
+    async with contextlib.AsyncExitStack() as stack:
+        sender = stack.enter_context(contextlib.closing(telemetry.span_sender()))
+        scores = await stack.enter_async_context(telemetry.score_sender())
+        tracer = Tracer(pool, nats, sender=sender, privacy=telemetry.privacy, scores=scores)
+        await stack.enter_async_context(tracer.running())
+        yield

@@ -7,9 +7,9 @@ stream and nothing else; runs do not know of it. What the endpoint refuses for g
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from openinference.semconv.trace import SpanAttributes
 
@@ -26,6 +26,7 @@ from coatcheck.storage.events import TRACER_LOCK, Connection
 from coatcheck.storage.state import read_brief
 from coatcheck.telemetry.privacy import Privacy
 from coatcheck.telemetry.run_trace import RunTrace
+from coatcheck.telemetry.scores import ScoreSender, annotation
 from coatcheck.telemetry.spans import RUN_KEY, Span
 from schemas.events import Event, EventInvalidError, UnknownEvent, read_event
 
@@ -36,6 +37,7 @@ BATCH: Final = 200
 """Events at once: about three runs' worth."""
 REMEMBERED_RUNS: Final = 1000
 """At most; what is forgotten is read again when it is needed. About 10 KB each."""
+FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 30.0
 """Between two tries to reach the endpoint."""
 
@@ -50,12 +52,22 @@ class Tracer(SoleReader):
         client: The identity `core`.
         sender: To the endpoint.
         privacy: How much content is sent.
+        scores: Where scores and decisions go, if anywhere.
     """
 
-    def __init__(self, pool: Pool, client: NatsClient, *, sender: "SpanSender", privacy: Privacy) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        client: NatsClient,
+        *,
+        sender: "SpanSender",
+        privacy: Privacy,
+        scores: ScoreSender | None = None,
+    ) -> None:
         super().__init__(pool, client, name=TRACER, lock=TRACER_LOCK, batch=BATCH)
         self._sender = sender
         self._privacy = privacy
+        self._scores = scores
         self._log = EventLog(client)
         self._traces: dict[str, RunTrace] = {}
 
@@ -70,20 +82,25 @@ class Tracer(SoleReader):
             StorageUnavailableError: the content cannot be read, or the lock is lost.
             MessagingUnavailableError: what was told of a run before cannot be read.
         """
-        spans = [span for message in messages for span in await self._spans(message)]
+        spans: list[Span] = []
+        scores: list[dict[str, Any]] = []
+        for message in messages:
+            try:
+                event = read_event(message.data)
+            except EventInvalidError:
+                continue  # the projector has buried it
+            trace = await self._trace_of(event, message.sequence)
+            spans += trace.add(event)
+            if (score := annotation(event, trace, self._privacy)) is not None:
+                scores.append(score)
+        await failpoint("tracer.before_send")
         if spans:
-            dressed = await self._dressed(spans)
-            await failpoint("tracer.before_send")
-            await self._send([span.exported(self._privacy) for span in dressed], connection)
-            await failpoint("tracer.after_send")
-
-    async def _spans(self, message: StoredMessage) -> list[Span]:
-        try:
-            event = read_event(message.data)
-        except EventInvalidError:
-            return []  # the projector has buried it
-        trace = await self._trace_of(event, message.sequence)
-        return trace.add(event)
+            exported = [span.exported(self._privacy) for span in await self._dressed(spans)]
+            await _until_taken(lambda: self._sender.send(exported), connection)
+        if scores and self._scores is not None:
+            send = self._scores.send
+            await _until_taken(lambda: send(scores), connection)
+        await failpoint("tracer.after_send")
 
     async def _trace_of(self, event: Event | UnknownEvent, sequence: int) -> RunTrace:
         """What is known of the event's run; read from the log when this process has not seen it from its start."""
@@ -122,15 +139,17 @@ class Tracer(SoleReader):
             return span  # the run's first step is told and not yet recorded
         return replace(span, content={SpanAttributes.INPUT_VALUE: brief})
 
-    async def _send(self, spans: Sequence[Span], connection: Connection) -> None:
-        pause = 1.0
-        while True:
-            try:
-                return await self._sender.send(spans)
-            except TelemetryUnavailableError as error:
-                if pause == 1.0:
-                    _log.warning("traces wait: %s", error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            if connection.is_closed():
-                raise StorageUnavailableError("the connection to PostgreSQL was lost, and the lock with it")
+
+async def _until_taken(send: Callable[[], Awaitable[None]], connection: Connection) -> None:
+    """Send until it is taken, however long that lasts: the log holds what comes meanwhile."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await send()
+        except TelemetryUnavailableError as error:
+            if pause == FIRST_PAUSE_SECONDS:
+                _log.warning("traces wait: %s", error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        if connection.is_closed():
+            raise StorageUnavailableError("the connection to PostgreSQL was lost, and the lock with it")

@@ -29,11 +29,11 @@ _OFFLINE: Final = {
     "PHOENIX_LOG_MIGRATIONS": "false",
 }
 _SERVE: Final = f"""
-import grpc.aio
+from grpc.aio._server import Server
 from phoenix.server.main import main
 
-bind = grpc.aio.Server.add_insecure_port
-grpc.aio.Server.add_insecure_port = lambda self, address: bind(self, address.replace("[::]", "{LOOPBACK}"))
+bind = Server.add_insecure_port
+Server.add_insecure_port = lambda self, address: bind(self, address.replace("[::]", "{LOOPBACK}"))
 main()
 """
 """Phoenix itself binds its gRPC port to every interface, whatever PHOENIX_HOST says."""

@@ -42,6 +42,10 @@ _PORTS: Final[Mapping[ServerName, tuple[str, ...]]] = {
 }
 
 
+_UNNEEDED: Final[frozenset[ServerName]] = frozenset({"phoenix"})
+"""Nothing waits for these: Phoenix takes 10 s to start, and 90 s on a busy machine."""
+
+
 class Supervisor:
     """Runs one stack until it is told to stop."""
 
@@ -111,7 +115,9 @@ class Supervisor:
         )
         self._status.phoenix = connections.phoenix
         self._servers = [self._member(self._server(name, ports)) for name in self._managed()]
-        await self._bring_up(self._servers)
+        for server in self._servers:
+            server.start()
+        await self._bring_up([server for server in self._servers if server.spec.name not in _UNNEEDED])
         if config.managed("postgres"):
             await asyncio.to_thread(postgres.ensure_database, config.data_dir, ports["postgres"], self._server_env())
         if connections.postgres is not None:
