@@ -1,6 +1,7 @@
 """Agent activities: one activity type per agent, so that a replay tells `roy.backend` from `jen.frontend`."""
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -15,6 +16,8 @@ from schemas.agent_state import AgentTask
 from schemas.notice import Notice
 from schemas.roles import Role
 from schemas.workflow_ids import task_key
+
+_log = logging.getLogger(__name__)
 
 StageActivity = Callable[[RunStageInput], Awaitable[Notice]]
 
@@ -32,7 +35,10 @@ def stage_activity_for(role: Role, runner: StageRunner, presence: Presence | Non
         in_hand = presence.working(_in_hand(task)) if presence else contextlib.nullcontext()
         with in_hand, working_on_task(task.task_key, order.reset):
             async with heartbeats():
-                return await runner.run(task)
+                _log.info("attempt %d begins", task.attempt)
+                notice = await runner.run(task)
+                _log.info("attempt %d is done: %s", task.attempt, notice.status)
+                return notice
 
     return run_stage
 

@@ -108,13 +108,16 @@ class LLMProxy:
 
     async def _reply(self, agent: str, request: TurnRequest) -> Reply:
         try:
-            return await self._turns.settle(agent, request)
+            reply = await self._turns.settle(agent, request)
         except CoatcheckError as error:
+            _log.warning("turn %d: %s", request.turn, error)
             return TurnError(code=error.code, message=str(error), retryable=error.retryable)
         except Exception as error:  # noqa: BLE001  the edge: the asker must get an answer
             _log.exception("turn %d of %s", request.turn, request.task_key)
             text = f"the LLM proxy failed: {type(error).__name__}: {error}"
             return TurnError(code=errors.PROVIDER_UNAVAILABLE, message=text, retryable=True)
+        _log.info("turn %d: %s", request.turn, reply.kind)
+        return reply
 
 
 def _encode(reply: Reply) -> bytes:

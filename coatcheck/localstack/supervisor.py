@@ -28,6 +28,7 @@ from coatcheck.localstack.ports import held_ports
 from coatcheck.localstack.status import StackState, StackStatus, SupervisorStatus
 from coatcheck.localstack.workers import WorkerSpec, worker_environment
 from coatcheck.storage.migrate import migrate
+from coatcheck.telemetry.log_lines import readable
 
 _MAX_FAILED_STARTS: Final = 3
 """Then the first start of the stack gives up. Later, a member is started again for ever."""
@@ -229,7 +230,7 @@ async def _first_ready(member: Member) -> None:
 def _not_started(member: Member, what: str) -> DependencyDownError:
     log = member.status.log
     tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
-    text = "".join(f"\n  | {line}" for line in tail)
+    text = "".join(f"\n  | {line}" for entry in tail for line in readable(entry).splitlines())
     return DependencyDownError(f"{member.spec.name} {what}; the end of {log}:{text}")
 
 

@@ -42,6 +42,15 @@ class Collector:
         self._server.server_close()
         self._thread.join()
 
+    def wait_for(self, place: str, seconds: float = 30) -> None:
+        """Wait for a request: its path, after `begun ` when it arrives, or after `refused ` when it was refused."""
+
+        def has_come() -> bool:
+            return any(at == place for at, _ in self.bodies)
+
+        with self._heard:
+            assert self._heard.wait_for(has_come, seconds), place
+
     def spans(self) -> list[Span]:
         """Every span that was accepted, as often as it came."""
         return [span for body in self._accepted("/v1/traces") for span in _spans(body)]
@@ -57,6 +66,11 @@ class Collector:
             for record in scope.log_records
         ]
 
+    def _note(self, place: str, body: bytes) -> None:
+        with self._heard:
+            self.bodies.append((place, body))
+            self._heard.notify_all()
+
     def _accepted(self, path: str) -> list[bytes]:
         with self._heard:
             return [body for at, body in self.bodies if at == path]
@@ -69,15 +83,12 @@ class Collector:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
+                collector._note(f"begun {self.path}", b"")
                 time.sleep(collector.delay_seconds)
-                with collector._heard:
-                    if collector.status == 200:
-                        collector.bodies.append((self.path, body))
-                    else:
-                        collector.bodies.append((f"refused {self.path}", body))
-                    collector._heard.notify_all()
+                status = collector.status
+                collector._note(self.path if status == 200 else f"refused {self.path}", body)
                 try:
-                    self.send_response(collector.status)
+                    self.send_response(status)
                     self.end_headers()
                 except OSError:
                     pass  # the client has not waited
