@@ -23,14 +23,17 @@ from coatcheck.messaging.streams import (
     refuse_lost_streams,
     stream_statuses,
 )
+from coatcheck.services.ledger import LedgerService
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.known_tasks import KnownTasks
+from coatcheck.storage.ledger import open_account
 from coatcheck.storage.state import known_runs, recorded_sequences
 from schemas.config import Config
 from schemas.events import JUDGE
+from schemas.ledger import Verb, agent_account
 from schemas.streams import StreamSpec, bucket_streams
-from schemas.subjects import events_subject
+from schemas.subjects import events_subject, ledger_subject
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
@@ -61,6 +64,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         log = EventLog(nats)
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
+        await stack.enter_async_context(await _ledger(pool, nats, team))
         await stack.enter_async_context(Projector(pool, nats).running())
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
@@ -90,6 +94,19 @@ def _intake(
     reporters = [*team.agents, JUDGE]
     endpoints = {events_subject(name): functools.partial(intake.handle, name) for name in reporters}
     return serve(nats, name="events", version="1.0.0", endpoints=endpoints)
+
+
+async def _ledger(pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncContextManager[None]:
+    """Serve the agents' own accounts."""
+    for agent in team.agents:
+        await open_account(pool, agent_account(agent))
+    service = LedgerService(pool)
+    endpoints = {
+        ledger_subject(verb, agent): functools.partial(service.handle, verb, agent)
+        for agent in team.agents
+        for verb in Verb
+    }
+    return serve(nats, name="ledger", version="1.0.0", endpoints=endpoints)
 
 
 async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
