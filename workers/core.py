@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from temporalio.worker import Worker
 
+from activities.budgets import Budgets
 from activities.reconcile import ReconcileActivities
 from activities.state import StateActivities
 from coatcheck.config import load_config
@@ -69,13 +70,14 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await ensure_schedules(client)
+        budgets = Budgets(team.budgets, team.tenants)
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
         await stack.enter_async_context(
             Worker(
                 client,
                 task_queue=CORE,
                 workflows=[FeaturePipelineWorkflow, ProgramWorkflow, ReconcileWorkflow],
-                activities=[StateActivities(pool, log, tasks).record, reconcile.compare],
+                activities=[StateActivities(pool, log, tasks, budgets=budgets).record, reconcile.compare],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
                 build_id=BUILD_ID,
