@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.config import load_config
 from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.budgets import BudgetDesk
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
@@ -43,11 +44,18 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         claims = ClaimService(desk, finished_notice=functools.partial(finished_notice, pool))
         board = await stack.enter_async_context(BreakerBoard(nats, config.providers))
         chain = ModelChain(board, Capacity(config.providers, config.tenants))
+        providers = await stack.enter_async_context(_providers(settings, config))
         turns = TurnDesk(
             journal,
-            providers=await stack.enter_async_context(_providers(settings, config)),
+            providers=providers,
             claims=desk,
             chain=chain,
+            budgets=BudgetDesk(
+                providers.prices,
+                limits=config.limits,
+                tenants=config.tenants,
+                call_seconds=providers.timeout_seconds,
+            ),
             max_failures=settings.provider_failures,
         )
         proxy = LLMProxy(turns, journal=journal, chain=chain)

@@ -37,14 +37,24 @@ from pydantic_ai.settings import ModelSettings
 from coatcheck.errors import CoatcheckError, NotAuthorizedError, StorageUnavailableError
 from coatcheck.failpoints import failpoint
 from coatcheck.gateway.breaker import LONGEST_OUTAGE_SECONDS
+from coatcheck.gateway.budgets import BudgetDesk, over_budget
 from coatcheck.gateway.chain import QUEUE_SECONDS, ModelChain, Parked, Permit
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.conversation import for_provider
 from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, Blame, ProviderFailure
 from coatcheck.gateway.providers import Providers
-from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, TurnJournal
+from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, OverBudget, TurnJournal, TurnQuote
 from schemas import errors
-from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnRequest
+from schemas.conversation import (
+    OVER_BUDGET,
+    TurnAnswer,
+    TurnError,
+    TurnFinished,
+    TurnOverBudget,
+    TurnParked,
+    TurnPending,
+    TurnRequest,
+)
 from schemas.notice import Notice
 from schemas.workflow_ids import run_key_of
 
@@ -68,7 +78,7 @@ _PARAMETERS = TypeAdapter(ModelRequestParameters)
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError
+Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnOverBudget | TurnError
 
 
 @dataclass
@@ -77,6 +87,8 @@ class _Course:
 
     agent: str
     request: TurnRequest
+    encoded: bytes
+    """Its messages as JSON."""
     digest: str
     models: list[str]
     """Those that may still be asked, in order of preference."""
@@ -103,6 +115,7 @@ class _Attempt:
 
     permit: Permit
     claim: Claimed
+    quote: TurnQuote
     is_suspect: bool
     """Whether the model has come back since the turn's previous failure: a further one is the turn's own."""
 
@@ -119,6 +132,7 @@ class TurnDesk:
         providers: The models.
         claims: Expands prompts.
         chain: Gives leave to ask a model.
+        budgets: Says what a turn may cost at most.
         max_failures: Counted failures of a turn per model of its chain.
     """
 
@@ -129,12 +143,14 @@ class TurnDesk:
         providers: Providers,
         claims: ClaimDesk,
         chain: ModelChain,
+        budgets: BudgetDesk,
         max_failures: int,
     ) -> None:
         self._journal = journal
         self._providers = providers
         self._claims = claims
         self._chain = chain
+        self._budgets = budgets
         self._max_failures = max_failures
 
     async def settle(self, agent: str, request: TurnRequest) -> Reply:
@@ -151,6 +167,7 @@ class TurnDesk:
         course = _Course(
             agent=agent,
             request=request,
+            encoded=encoded,
             digest=hashlib.sha256(encoded).hexdigest(),
             models=models,
             length=len(models),
@@ -171,14 +188,15 @@ class TurnDesk:
                 return found
             permit = found
         claim: ClaimOutcome | None = None
+        quote = self._budgets.quote(course.agent, course.request, permit.model, encoded=course.encoded)
         try:
-            claim = await self._claim(course, permit.model)
+            claim = await self._claim(course, permit.model, quote)
         finally:
             if not isinstance(claim, Claimed):
                 await self._chain.unused(permit)
         if isinstance(claim, Claimed):
             await failpoint("llm.after_claim")
-            return await self._call(course, self._attempt(permit, claim))
+            return await self._call(course, self._attempt(permit, claim, quote))
         return await self._settled(claim)
 
     async def _wait(self, course: _Course) -> Permit | Reply | None:
@@ -201,16 +219,18 @@ class TurnDesk:
             return TurnPending()
         return _parked(found)
 
-    async def _claim(self, course: _Course, model: str) -> ClaimOutcome:
+    async def _claim(self, course: _Course, model: str, quote: TurnQuote) -> ClaimOutcome:
         return await _through_outage(
-            lambda: self._journal.claim(*course.key, agent=course.agent, request_sha256=course.digest, model=model),
+            lambda: self._journal.claim(
+                *course.key, agent=course.agent, request_sha256=course.digest, model=model, quote=quote
+            ),
             at_most_seconds=OUTAGE_SECONDS,
         )
 
-    def _attempt(self, permit: Permit, claim: Claimed) -> _Attempt:
+    def _attempt(self, permit: Permit, claim: Claimed, quote: TurnQuote) -> _Attempt:
         ago = claim.failed_seconds_ago
         is_suspect = ago is not None and self._chain.has_recovered(permit.model, within_seconds=ago)
-        return _Attempt(permit, claim, is_suspect)
+        return _Attempt(permit, claim, quote, is_suspect)
 
     async def _settled(self, outcome: ClaimOutcome) -> Reply | None:
         match outcome:
@@ -220,6 +240,8 @@ class TurnDesk:
                 )
             case Finished():
                 return TurnFinished(notice=Notice.model_validate(outcome.notice))
+            case OverBudget():
+                return over_budget(outcome.refusal)
             case _:
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
                 return None
@@ -230,6 +252,9 @@ class TurnDesk:
             model = self._providers.model(permit.model)
             messages = await self._conversation(course.request, model.system)
             parameters = _PARAMETERS.validate_python(course.request.parameters)
+            settings = course.request.settings
+            if attempt.claim.is_reserved:
+                settings = self._budgets.settings(settings, attempt.quote)
         except (CoatcheckError, ValidationError, UserError) as error:
             await self._chain.unused(permit)
             return await self._not_called(course, attempt, error)
@@ -237,8 +262,10 @@ class TurnDesk:
             await self._chain.unused(permit)
             raise
         try:
-            response = await self._ask(model, messages, ModelSettings(**course.request.settings), parameters)  # type: ignore[typeddict-item]
+            response = await self._ask(model, messages, ModelSettings(**settings), parameters)  # type: ignore[typeddict-item]
             message = _as_json(response)
+            if course.request.wrap_up:  # a second attempt is to know it too
+                message["metadata"] = {OVER_BUDGET: course.request.wrap_up}
         except Exception as error:  # noqa: BLE001  whatever a provider throws is classified
             failure = self._providers.explain(error)
             is_open = await self._chain.failed(permit, failure)

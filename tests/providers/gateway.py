@@ -18,6 +18,7 @@ from coatcheck.agents.reports import ReviewReport
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.gateway.breaker import BreakerState
 from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.budgets import BudgetDesk
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk
@@ -30,7 +31,7 @@ from coatcheck.storage import state
 from coatcheck.storage.database import Executor, Pool
 from coatcheck.storage.journal import LEASE, TurnJournal
 from schemas.activities import RecordInput
-from schemas.config import ProviderLimits, Tenant
+from schemas.config import Limits, Price, ProviderLimits, Tenant
 from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnReply, TurnRequest
 from tests.integration.storage_rows import run_row, task_row
 
@@ -95,6 +96,8 @@ async def open_gateway(
     models: Sequence[str] = (MODEL,),
     limits: Mapping[str, ProviderLimits] | None = None,
     tenants: Mapping[str, Tenant] | None = None,
+    prices: Mapping[str, Price] | None = None,
+    day_limits: Limits | None = None,
     also: Sequence[str] = (),
     shared: bool = False,
     clock: Callable[[], float] = time.time,
@@ -112,12 +115,18 @@ async def open_gateway(
         anthropic_api_key=None,
         timeout_seconds=timeout_seconds,
         scripted=ScriptedModel(),
+        prices=prices,
         also=also,
     )
     claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
     board = BreakerBoard(nats if shared else None, limits or {}, clock=clock)
     chain = ModelChain(board, Capacity(limits or {}, tenants or {}))
-    turns = TurnDesk(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
+    budgets = BudgetDesk(
+        providers.prices, limits=day_limits or Limits(), tenants=tenants or {}, call_seconds=timeout_seconds
+    )
+    turns = TurnDesk(
+        journal, providers=providers, claims=claims, chain=chain, budgets=budgets, max_failures=max_failures
+    )
     proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
     board.listen(lambda _model, _before, now: windows.append(now) if now.state == "open" else None)
