@@ -163,6 +163,22 @@ async def test_sent_again_it_is_the_same(lab: Lab) -> None:
     assert sorted(span["context"]["span_id"] for span in lab.spans()) == before
 
 
+def test_a_benchmark_is_an_experiment(lab: Lab, tmp_path: Path) -> None:
+    """A dataset per scenario, each run with its trace and its scores; sent again, nothing is there twice."""
+    result = tmp_path / "result.json"
+    result.write_text(lab.cli("bench", "run", "er_004", "--repeat", "2", "--json").out)
+    keys = {run["run_key"] for run in json.loads(result.read_text())["runs"]}
+    assert "2 of 2 runs were new" in lab.cli("bench", "experiment", str(result)).err
+    assert "0 of 2 runs were new" in lab.cli("bench", "experiment", str(result)).err
+    [dataset] = [item for item in lab.get("/v1/datasets")["data"] if item["name"] == "coatcheck er_004"]
+    [experiment] = lab.get(f"/v1/datasets/{dataset['id']}/experiments")["data"]
+    assert (experiment["example_count"], experiment["successful_run_count"]) == (1, 2)
+    runs = lab.get(f"/v1/experiments/{experiment['id']}/json")
+    assert {run["output"]["run_key"] for run in runs} == keys
+    assert {run["trace_id"] for run in runs} == {trace_id(key) for key in keys}
+    assert {score["name"] for run in runs for score in run["annotations"]} >= {"scenario"}
+
+
 def test_it_listens_on_the_loopback_alone(lab: Lab) -> None:
     """Also its gRPC port, which Phoenix itself binds to every interface."""
     sockets = psutil.Process(lab.stack.pid("phoenix")).net_connections()

@@ -154,7 +154,7 @@ def exported(capture: ContentCapture, record: logging.LogRecord) -> LogRecord:
 
 def test_a_log_line_leaves_with_its_run_and_without_its_values() -> None:
     """With content off: the constant of the message, the type of the error, the ids."""
-    record = line("coatcheck.gateway", "turn %d: %s", 1, "the prompt was …", error=ValueError("/home/me/x.py"))
+    record = line("coatcheck.gateway", "turn %d: %s", 1, "the prompt was …", error=ValueError("/srv/x.py"))
     found = exported(ContentCapture.OFF, record)
     assert found.body == "turn %d: %s"
     assert f"{found.trace_id:032x}" == trace_id(RUN)
