@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    metrics_host: str = Field("127.0.0.1", validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_HOST"))
+    """Where the Prometheus endpoint of a worker listens."""
+    metrics_port: int | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_PORT"))
+    """Its port, 0 for a free one; without it nothing is measured."""
+
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""
     agent_slots: int = 200
