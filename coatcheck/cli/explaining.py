@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import ValidationError
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -58,9 +58,9 @@ async def explain(run: str, *, as_json: bool, data_dir: Path) -> None:
         facts = await Inquiry(run, settings, resources).facts()
     explanation = compose(facts, waits_of(facts))
     if as_json:
-        emit_json(redacted(explanation.model_dump(mode="json"), _secrets(settings)))
+        emit_json(redacted(explanation.model_dump(mode="json"), settings.secrets))
     else:
-        emit(redacted(screen(explanation, datetime.now(UTC)), _secrets(settings)))
+        emit(redacted(screen(explanation, datetime.now(UTC)), settings.secrets))
 
 
 class Inquiry:
@@ -260,20 +260,3 @@ def ui_url(settings: Settings, found: FoundRun) -> str | None:
     if status is None or status.ui_url is None or status.address != settings.temporal_address:
         return None
     return f"{status.ui_url}/namespaces/{status.namespace}/workflows/{quote(found.workflow_id, safe='')}/{found.run_id}"
-
-
-def _secrets(settings: Settings) -> list[str]:
-    """Every secret of this environment, also the passwords inside addresses."""
-    held = [
-        secret.get_secret_value()
-        for secret in (
-            settings.openai_api_key,
-            settings.anthropic_api_key,
-            settings.database_url,
-            settings.gateway_database_url,
-        )
-        if secret is not None
-    ]
-    addresses = [*held, settings.nats_url or ""]
-    passwords = [urlsplit(text).password for text in addresses if "://" in text]
-    return [*held, *(text for text in passwords if text)]
