@@ -59,8 +59,10 @@ class Settings(BaseSettings):
 
     metrics_host: str = Field("127.0.0.1", validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_HOST"))
     """Where the Prometheus endpoint of a worker listens."""
-    metrics_port: int | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_PORT"))
-    """Its port, 0 for a free one; without it nothing is measured."""
+    metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_PORT")
+    )
+    """Its port, 0 for a free one; there is no endpoint when absent or empty."""
     otlp_endpoint: str | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"))
     """Where traces, logs and metrics go, over OTLP/HTTP; nowhere when absent. The exporters read this and the other
     `OTEL_EXPORTER_OTLP_*` variables themselves."""

@@ -43,6 +43,7 @@ from coatcheck.gateway.conversation import for_provider
 from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, Blame, ProviderFailure
 from coatcheck.gateway.providers import Providers
 from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, TurnJournal
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas import errors
 from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnRequest
 from schemas.notice import Notice
@@ -120,6 +121,7 @@ class TurnDesk:
         claims: Expands prompts.
         chain: Gives leave to ask a model.
         max_failures: Counted failures of a turn per model of its chain.
+        measures: Are told of every call.
     """
 
     def __init__(
@@ -130,12 +132,14 @@ class TurnDesk:
         claims: ClaimDesk,
         chain: ModelChain,
         max_failures: int,
+        measures: ModelInstruments,
     ) -> None:
         self._journal = journal
         self._providers = providers
         self._claims = claims
         self._chain = chain
         self._max_failures = max_failures
+        self._measures = measures
 
     async def settle(self, agent: str, request: TurnRequest) -> Reply:
         """Answer one request; a paid answer is journalled first.
@@ -209,6 +213,8 @@ class TurnDesk:
 
     def _attempt(self, permit: Permit, claim: Claimed) -> _Attempt:
         ago = claim.failed_seconds_ago
+        if claim.calls > 1 and ago is None:
+            self._measures.paid_again(permit.model)
         is_suspect = ago is not None and self._chain.has_recovered(permit.model, within_seconds=ago)
         return _Attempt(permit, claim, is_suspect)
 
@@ -237,13 +243,15 @@ class TurnDesk:
             await self._chain.unused(permit)
             raise
         try:
-            response = await self._ask(model, messages, ModelSettings(**course.request.settings), parameters)  # type: ignore[typeddict-item]
+            with self._measures.asking(permit.model):
+                response = await self._ask(model, messages, ModelSettings(**course.request.settings), parameters)  # type: ignore[typeddict-item]
             message = _as_json(response)
         except Exception as error:  # noqa: BLE001  whatever a provider throws is classified
             failure = self._providers.explain(error)
             is_open = await self._chain.failed(permit, failure)
             return await self._refused(course, attempt, failure, is_open=is_open)
         self._chain.answered(permit, tokens=response.usage.total_tokens)
+        self._measures.answered(permit.model, response.usage.input_tokens, response.usage.output_tokens)
         try:  # what is paid is journalled first: the breakers are told over NATS, which may be slow
             return await self._complete(course, permit.model, response, message)
         finally:

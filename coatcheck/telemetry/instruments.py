@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain, product
 from typing import Final, TypeAlias
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
@@ -23,7 +24,7 @@ from schemas import events
 from schemas.activities import RecordInput
 from schemas.events import SystemEvent, TurnCompleted
 from schemas.notice import MAX_NOTICE_BYTES
-from schemas.pipeline import RunStatus, Stage
+from schemas.pipeline import Pipeline, RunStatus
 from schemas.streams import StreamSpec, StreamStatus
 
 STAGE_DURATION: Final = "coatcheck.stage.duration"
@@ -79,11 +80,11 @@ class RunInstruments:
 
     Args:
         meter: Of the process.
-        stages: Of every pipeline. What is counted is there from the beginning, at 0: of a counter that appears at 1,
+        pipelines: Whose stages are counted. Counters are there from the beginning, at 0: of one that appears at 1,
             Prometheus does not see the step.
     """
 
-    def __init__(self, meter: Meter, stages: Iterable[Stage]) -> None:
+    def __init__(self, meter: Meter, pipelines: Iterable[Pipeline] = ()) -> None:
         self._stages = _seconds(meter, STAGE_DURATION, "From order to notice, failure or cancellation.", LLM_SECONDS)
         self._runs = _seconds(meter, RUN_DURATION, "From start to end of a run.", RUN_SECONDS)
         self._started = meter.create_counter(RUNS_STARTED, "{run}", "Runs that began.")
@@ -96,10 +97,9 @@ class RunInstruments:
         self._started.add(0)
         for status in RunStatus:
             if status not in _OPEN:
-                self._finished.add(0, {OUTCOME: status})
-        for stage in stages:
-            for outcome in _ROUND_OUTCOMES:
-                self._rounds.add(0, {STAGE: stage.name, AGENT: stage.agent, OUTCOME: outcome})
+                self._finished.add(0, {OUTCOME: status.value})
+        for stage, outcome in product(chain.from_iterable(pipeline.stages for pipeline in pipelines), _ROUND_OUTCOMES):
+            self._rounds.add(0, {STAGE: stage.name, AGENT: stage.agent, OUTCOME: outcome})
 
     def recorded(self, step: RecordInput, turns: Iterable[TurnCompleted]) -> None:
         """A step of a run was stored, and with it the turns of the rounds that it ended."""
@@ -183,7 +183,7 @@ class ModelInstruments:
         finally:
             self._seconds.record(time.perf_counter() - began, labels)
 
-    def answered(self, model: str, *, tokens_in: int, tokens_out: int) -> None:
+    def answered(self, model: str, tokens_in: int, tokens_out: int) -> None:
         """A call was answered; cached tokens are among those that went in."""
         for kind, count in (
             (gen_ai.GenAiTokenTypeValues.INPUT, tokens_in),

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from opentelemetry.metrics import NoOpMeter
 from pydantic import SecretStr, TypeAdapter
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
@@ -29,6 +30,7 @@ from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage import state
 from coatcheck.storage.database import Executor, Pool
 from coatcheck.storage.journal import LEASE, TurnJournal
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas.activities import RecordInput
 from schemas.config import ProviderLimits, Tenant
 from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnReply, TurnRequest
@@ -117,7 +119,14 @@ async def open_gateway(
     claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
     board = BreakerBoard(nats if shared else None, limits or {}, clock=clock)
     chain = ModelChain(board, Capacity(limits or {}, tenants or {}))
-    turns = TurnDesk(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
+    turns = TurnDesk(
+        journal,
+        providers=providers,
+        claims=claims,
+        chain=chain,
+        max_failures=max_failures,
+        measures=ModelInstruments(NoOpMeter(""), ()),
+    )
     proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
     board.listen(lambda _model, _before, now: windows.append(now) if now.state == "open" else None)
