@@ -95,6 +95,7 @@ class RunInstruments:
         self._cost = meter.create_counter(TURN_COST, "{USD}", "Of turns whose price is known.")
         self._unpriced = meter.create_counter(TURNS_UNPRICED, "{turn}", "Turns whose price is not known.")
         self._started.add(0)
+        self._unpriced.add(0)
         for status in RunStatus:
             if status not in _OPEN:
                 self._finished.add(0, {OUTCOME: status.value})
