@@ -133,7 +133,7 @@ RUNS = Board(
             Panel(
                 "Turns without a known price, per hour",
                 units.Short,
-                (_rate("coatcheck_turn_unpriced_total", _MODEL, seconds=_HOUR),),
+                ((f"sum(rate(coatcheck_turn_unpriced_total[$__rate_interval])) * {_HOUR}", "turns"),),
                 "They are missing in what is said in dollars.",
             ),
         ),

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from opentelemetry.metrics import NoOpMeter
+from opentelemetry.metrics import Meter, NoOpMeter
 from pydantic import SecretStr, TypeAdapter
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
@@ -43,6 +43,7 @@ PARAMETERS = ModelRequestParameters(
     output_mode="tool",
     allow_text_output=False,
 )
+_NO_METER = NoOpMeter("")
 _PLAIN_PARAMETERS = TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True)
 
 Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError
@@ -100,6 +101,7 @@ async def open_gateway(
     also: Sequence[str] = (),
     shared: bool = False,
     clock: Callable[[], float] = time.time,
+    meter: Meter = _NO_METER,
 ) -> AsyncIterator[Gateway]:
     """A gateway that shows that it lives until the block ends, and then finishes its calls.
 
@@ -125,7 +127,7 @@ async def open_gateway(
         claims=claims,
         chain=chain,
         max_failures=max_failures,
-        measures=ModelInstruments(NoOpMeter(""), ()),
+        measures=ModelInstruments(meter, models),
     )
     proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
