@@ -12,6 +12,7 @@ from coatcheck.storage import state
 from coatcheck.storage.known_tasks import KnownTasks
 from coatcheck.storage.state import TurnRecord
 from coatcheck.telemetry.instruments import RunInstruments
+from coatcheck.telemetry.scope import working_on
 from schemas.activities import RECORD_STATE, RecordInput
 from schemas.event_payloads import ToolCall
 from schemas.event_payloads import TurnCompleted as Turn
@@ -36,6 +37,10 @@ class StateActivities:
         that dies anywhere in between leaves, in the end, the same rows and the same events behind. Rows and
         events do not wait for each other, but the turns of a round come from the rows, and a run's end is told last.
         """
+        with working_on(step.run.run_key):
+            await self._record(step)
+
+    async def _record(self, step: RecordInput) -> None:
         await failpoint("state.before_record")
         if step.run.completed_at is None:
             turns, _ = await asyncio.gather(state.record(self._pool, step), self._log.publish(step.events))

@@ -88,7 +88,7 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
         process = _Process(settings, lifecycle, client, config, workspaces)
         for role in config.roles.values():
             if not only or role.agent in only:
-                nats = await stack.enter_async_context(nats_client(settings, role.agent))
+                nats = await stack.enter_async_context(nats_client(settings, role.agent, lifecycle.telemetry))
                 presence = await stack.enter_async_context(Presence(nats, role.agent, version=BUILD_ID))
                 presences.append(presence)
                 await stack.enter_async_context(_worker(role, nats, process, presence))

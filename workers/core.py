@@ -40,6 +40,7 @@ from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
 from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, measured_client, sandbox_runner
+from workers.tracing import tracing
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
 from workflows.reconcile import ReconcileWorkflow
@@ -57,7 +58,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
-        nats = await stack.enter_async_context(nats_client(settings, "core"))
+        nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
         await _ensure_streams(nats, pool, team)
@@ -65,6 +66,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(Projector(pool, nats).running())
+        await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
         await check_search_attributes(client)
         await ensure_schedules(client)

@@ -22,6 +22,7 @@ GROUPS: Final = (
     "questions",
     "records",
     "events",
+    "logs",
     "agents",
     "benchmark",
     "judging",

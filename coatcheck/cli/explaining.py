@@ -35,6 +35,7 @@ from coatcheck.storage.database import Pool
 from coatcheck.storage.spending import Dimension, spending
 from schemas.notice import Notice
 from schemas.pipeline import TaskNotice
+from schemas.tracing import trace_id
 from schemas.workflow_ids import activity_id
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
@@ -87,6 +88,7 @@ class Inquiry:
         await asyncio.gather(self._ask_nats(facts), self._ask_gateway())
         facts.missing, facts.troubles = self._missing, list(self._troubles.values())
         facts.ui_url = ui_url(self._settings, facts.found) if facts.found else None
+        facts.trace_url = trace_url(self._settings, facts.run_key)
         return facts
 
     # --- which run ----------------------------------------------------------------------------------------------
@@ -252,6 +254,11 @@ async def _with_files(service: DeliverableService, item: TaskNotice, gate: async
             return _message(item, problem=str(error))
     files = [ProducedFile(path=found.path, bytes=found.bytes) for found in stored.deliverable.artifacts]
     return _message(item, files=files)
+
+
+def trace_url(settings: Settings, run_key: str) -> str | None:
+    """The run's trace in Phoenix; `None` when none is known."""
+    return f"{settings.phoenix_url.rstrip('/')}/redirects/traces/{trace_id(run_key)}" if settings.phoenix_url else None
 
 
 def ui_url(settings: Settings, found: FoundRun) -> str | None:

@@ -104,6 +104,12 @@ class PostgresStatus(BaseModel):
     """Absent when the server is not ours."""
 
 
+class PhoenixStatus(BaseModel):
+    """Phoenix, where the traces of runs are looked at."""
+
+    url: str
+
+
 class StackStatus(BaseModel):
     """Everything that a person or a test needs to find its way in."""
 
@@ -115,6 +121,7 @@ class StackStatus(BaseModel):
     temporal: TemporalStatus | None = None
     nats: NatsStatus | None = None
     postgres: PostgresStatus | None = None
+    phoenix: PhoenixStatus | None = None
     servers: list[MemberStatus] = []
     workers: list[MemberStatus] = []
 

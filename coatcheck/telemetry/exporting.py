@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags
 
-from coatcheck.errors import CoatcheckError
+from coatcheck.errors import TelemetryUnavailableError
 from coatcheck.telemetry.spans import Moment, Span
 
 EXPORT_SECONDS: Final = 5.0
@@ -36,13 +36,6 @@ _SCOPE: Final = InstrumentationScope("coatcheck.run_trace")
 _NANOSECONDS: Final = 1_000_000_000
 
 _log = logging.getLogger(__name__)
-
-
-class ExportError(CoatcheckError):
-    """The endpoint did not take the spans; try again later."""
-
-    code = "telemetry.unavailable"
-    retryable = True
 
 
 class SpanSender:
@@ -70,14 +63,16 @@ class SpanSender:
         """Export the spans; returns when the endpoint has them.
 
         Raises:
-            ExportError: it did not answer, or not now. Some may have arrived; sent again, they are the same spans.
+            TelemetryUnavailableError: it did not answer, or not now. Some may have arrived: sent again, they are the
+                same spans.
         """
         for chunk in _chunks(spans):
             readable = [self._readable(span) for span in chunk]
             if await asyncio.get_running_loop().run_in_executor(self._thread, self._export, readable):
                 continue
             if self._status not in _REFUSALS:
-                raise ExportError(f"the telemetry endpoint does not take spans ({self._status or 'no answer'})")
+                answer = f"HTTP {self._status}" if self._status else "no answer"
+                raise TelemetryUnavailableError(f"the telemetry endpoint does not take spans: {answer}")
             self._refused.add(len(chunk))
             _log.error("the telemetry endpoint refuses %d spans for good (HTTP %d)", len(chunk), self._status)
 

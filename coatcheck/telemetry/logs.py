@@ -13,8 +13,9 @@ from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import TraceFlags
 
 from coatcheck.telemetry.privacy import Privacy
-from coatcheck.telemetry.scope import current_scope
+from coatcheck.telemetry.scope import Scope, current_scope
 from coatcheck.telemetry.spans import RUN_KEY, TASK_KEY
+from schemas.workflow_ids import run_key, task_key
 
 OWN_LOGGERS: Final = frozenset({"coatcheck", "workers", "activities", "workflows", "schemas"})
 """Their messages are constants with the values beside them (ruff's G004), so the constant holds no content."""
@@ -24,6 +25,19 @@ _SEVERITIES: Final = (
     (logging.WARNING, SeverityNumber.WARN),
     (logging.INFO, SeverityNumber.INFO),
 )
+
+
+def _scope(record: logging.LogRecord) -> Scope | None:
+    """What a line is about: the present work, or the activity that Temporal's own line is about."""
+    if (scope := current_scope()) is not None:
+        return scope
+    about: dict[str, Any] = getattr(record, "temporal_activity", None) or {}
+    names = [about.get(name) for name in ("workflow_id", "workflow_run_id", "activity_id")]
+    if not all(names):
+        return None
+    workflow_id, run_id, activity_id = map(str, names)
+    run = run_key(workflow_id, run_id)
+    return Scope(run, task_key(run, activity_id))
 
 
 class JsonFormatter(logging.Formatter):
@@ -42,7 +56,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (scope := current_scope()) is not None:
+        if (scope := _scope(record)) is not None:
             said |= {"run": scope.run_key, "trace_id": scope.trace_id, "span_id": scope.span_id}
             if scope.task_key:
                 said["task"] = scope.task_key
@@ -59,7 +73,7 @@ class TerminalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the stack below it."""
-        scope = current_scope()
+        scope = _scope(record)
         record.about = f"[{scope.task_key or scope.run_key}] " if scope else ""
         return super().format(record)
 
@@ -79,7 +93,7 @@ class ExportingHandler(logging.Handler):
         """Queue the line; never blocks, never raises."""
         if record.name.startswith("opentelemetry"):
             return  # about failed exports: exporting that would go in a circle
-        scope = current_scope()
+        scope = _scope(record)
         said = LogRecord(
             timestamp=int(record.created * 1e9),
             observed_timestamp=time.time_ns(),
@@ -104,7 +118,7 @@ class ExportingHandler(logging.Handler):
 
     def _attributes(self, record: logging.LogRecord) -> dict[str, Any]:
         said = {"logger.name": record.name}
-        if (scope := current_scope()) is not None:
+        if (scope := _scope(record)) is not None:
             said |= {RUN_KEY: scope.run_key, **({TASK_KEY: scope.task_key} if scope.task_key else {})}
         if record.exc_info and record.exc_info[0] is not None:
             said[exception_attributes.EXCEPTION_TYPE] = record.exc_info[0].__name__

@@ -7,10 +7,11 @@ The trace of a run is made by the core worker from the audit log (`coatcheck.eve
 whoever dies (docs/adr/0020). The tracer here is for what has no event: the messages between processes.
 """
 
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from openinference.semconv.resource import ResourceAttributes
 from opentelemetry.metrics import Meter, NoOpMeter
 from opentelemetry.semconv._incubating.attributes import service_attributes
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import Tracer
 
 from coatcheck.settings import Settings
 from coatcheck.telemetry.privacy import ContentCapture, Privacy
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
     from coatcheck.telemetry.exporting import SpanSender
+    from coatcheck.telemetry.scores import ScoreSender
 
 SHUTDOWN_SECONDS: Final = 2.0
 """For what is still queued; the SDK's own flush takes 30 to 50 s when the endpoint is away."""
@@ -57,7 +59,8 @@ class ObservabilityProvider:
         self.meter: Meter = NoOpMeter(SCOPE)
         self.has_metrics = False
         """Whether somebody reads the meter."""
-        self.tracer: Tracer = NoOpTracer()
+        self.message_tracer: Tracer | None = None
+        """For a span per message; only where that is wanted."""
         self.log_handlers: list[logging.Handler] = []
         self._settings = settings
         self._service = service
@@ -87,6 +90,18 @@ class ObservabilityProvider:
         from coatcheck.telemetry.exporting import SpanSender  # noqa: PLC0415
 
         return SpanSender(self.resource, meter=self.meter)
+
+    @contextlib.asynccontextmanager
+    async def score_sender(self) -> AsyncIterator["ScoreSender | None"]:
+        """What brings scores and decisions to Phoenix; `None` when none is known."""
+        from coatcheck.telemetry.scores import ScoreSender  # noqa: PLC0415
+
+        url, key = self._settings.phoenix_url, self._settings.phoenix_api_key
+        if url is None:
+            yield None
+            return
+        async with ScoreSender(url, api_key=key.get_secret_value() if key else None) as sender:
+            yield sender
 
     def shutdown(self) -> None:
         """Send what is queued, for 2 s at most; never raises."""
@@ -144,5 +159,5 @@ class ObservabilityProvider:
         exporter = OTLPSpanExporter(timeout=EXPORT_SECONDS, compression=Compression.Gzip, meter_provider=meters)
         provider = TracerProvider(resource=self.resource, shutdown_on_exit=False, meter_provider=meters)
         provider.add_span_processor(BatchSpanProcessor(exporter, meter_provider=meters))
-        self.tracer = provider.get_tracer(SCOPE)
+        self.message_tracer = provider.get_tracer(SCOPE)
         self._ends.insert(0, provider.shutdown)

@@ -46,23 +46,15 @@ def current_scope() -> Scope | None:
 
 
 @contextlib.contextmanager
-def working_on(run_key: str) -> Iterator[None]:
-    """The block works on a run."""
-    with _in_scope(Scope(run_key)):
-        yield
-
-
-@contextlib.contextmanager
-def working_on_task(task_key: str, reset: str = "") -> Iterator[None]:
-    """The block works on a round of a stage."""
-    with _in_scope(Scope(run_key_of(task_key), task_key, reset)):
-        yield
-
-
-@contextlib.contextmanager
-def _in_scope(scope: Scope) -> Iterator[None]:
-    token = _scope.set(scope)
+def working_on(run_key: str, task_key: str = "", reset: str = "") -> Iterator[None]:
+    """The block works on a run, or on one round of a stage of it."""
+    token = _scope.set(Scope(run_key, task_key, reset))
     try:
         yield
     finally:
         _scope.reset(token)
+
+
+def working_on_task(task_key: str, reset: str = "") -> contextlib.AbstractContextManager[None]:
+    """The block works on a round of a stage."""
+    return working_on(run_key_of(task_key), task_key, reset)

@@ -46,7 +46,7 @@ async def core(settings: Settings, lifecycle: Lifecycle) -> None:
     """The workflow and its state activity; no intake and no projector."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
-        nats = await stack.enter_async_context(nats_client(settings, "core"))
+        nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         worker = Worker(
             await make_namespace(settings, NAMESPACE),
             task_queue=CORE,
