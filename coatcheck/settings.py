@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     phoenix_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("PHOENIX_API_KEY"))
     phoenix_project: str = Field("coatcheck", validation_alias=AliasChoices("PHOENIX_PROJECT_NAME"))
 
+    embedding_model: str | None = None
+    """Of the OpenAI-compatible endpoint, for `coatcheck similar`; the small one on this machine when absent."""
+
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""
     agent_slots: int = 200
