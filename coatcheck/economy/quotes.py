@@ -14,6 +14,8 @@ BYTES_PER_TOKEN: Final = 2
 """English has about 4, code 3, Chinese 2 to 3: a prompt of text has fewer tokens than this says."""
 ANSWER_TOKENS: Final = 16_384
 """Most of an answer where the request names no bound: a report of 15,000 tokens (seed 003) fits."""
+TIGHT_ANSWER_TOKENS: Final = 4_096
+"""Of an answer when a longer one does not fit: most of what is left is used before the agent has to wrap up."""
 OVERHEAD_TOKENS: Final = 500
 """What providers add to each message and tool."""
 WRAP_UP_ANSWER_TOKENS: Final = 2_048

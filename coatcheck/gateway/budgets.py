@@ -5,11 +5,13 @@ The reservation itself is part of the statement that claims the turn, the paymen
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from coatcheck.economy.quotes import Rates, quote
+from pydantic_ai.messages import ModelResponse
+
+from coatcheck.economy.quotes import ANSWER_TOKENS, TIGHT_ANSWER_TOKENS, Quote, Rates, quote
 from coatcheck.economy.units import budget_in_microcredits, format_credits
 from coatcheck.gateway.prices import PriceTable
 from coatcheck.storage.journal import TurnQuote
@@ -44,8 +46,8 @@ class BudgetDesk:
         self._day = None if limits.per_day is None else _micro(limits.per_day)
         self._lifetime = int(call_seconds) + GRACE_SECONDS
 
-    def quote(self, agent: str, request: TurnRequest, model: str, *, encoded: bytes) -> TurnQuote:
-        """What the journal needs to reserve this turn's worst case, if anything limits it.
+    def quotes(self, agent: str, request: TurnRequest, model: str, *, encoded: bytes) -> Iterator[TurnQuote]:
+        """What the journal needs to reserve this turn's worst case, if anything limits it; to be tried in order.
 
         Args:
             agent: Who asks.
@@ -58,12 +60,14 @@ class BudgetDesk:
         # The provider counted instructions and tools with the first turn.
         form = len(json.dumps(request.parameters)) if request.turn == 1 else 0
         given = request.settings.get("max_tokens")
-        worst = quote(
-            self._rates(model),
-            new_bytes=len(encoded) + form + bodies,
-            answer_tokens=given if isinstance(given, int) and given > 0 else None,
-            is_last=bool(request.wrap_up),
-        )
+        most = given if isinstance(given, int) and given > 0 else ANSWER_TOKENS
+        has_brief = any(claim.deliverable is None for claim in claimed)
+        for answer in (most, TIGHT_ANSWER_TOKENS) if most > TIGHT_ANSWER_TOKENS and not request.wrap_up else (most,):
+            size = len(encoded) + form + bodies
+            worst = quote(self._rates(model), new_bytes=size, answer_tokens=answer, is_last=bool(request.wrap_up))
+            yield self._encoded(agent, model, worst, has_brief=has_brief)
+
+    def _encoded(self, agent: str, model: str, worst: Quote, *, has_brief: bool) -> TurnQuote:
         limits = {"agent": self._agents.get(agent), "tenants": self._tenants, "day": self._day}
         document = {
             "model": model,
@@ -72,7 +76,7 @@ class BudgetDesk:
             "keep": worst.keep,
             "tokens": worst.tokens,
             "keep_tokens": worst.keep_tokens,
-            "has_brief": any(claim.deliverable is None for claim in claimed),
+            "has_brief": has_brief,
             "lifetime": self._lifetime,
             "limits": limits,
         }
@@ -93,6 +97,13 @@ class BudgetDesk:
         return self._known[key]
 
 
+def ending(request: TurnRequest, turn: TurnQuote, response: ModelResponse) -> str | None:
+    """Why an answer to a reserved turn is the conversation's last; `None` when it is not."""
+    if response.finish_reason == "length":
+        return f"the answer was cut at {turn.answer_tokens:,} tokens, since a longer one did not fit"
+    return request.wrap_up or None
+
+
 def over_budget(refusal: Reservation) -> TurnOverBudget:
     """What the agent is told, in words."""
     what, _, name = refusal.by.partition("/")
@@ -102,7 +113,7 @@ def over_budget(refusal: Reservation) -> TurnOverBudget:
     whose = "the run" if what == "run" else "everybody today" if what == "day" else f"{what} {name.split('/')[0]} today"
     unit = "" if refusal.unit == "credits" else f" {refusal.unit}"
     needed = format_credits(refusal.needed) if refusal.unit == "credits" else f"{refusal.needed:,}"
-    return TurnOverBudget(reason=f"{whose} has {left}{unit} left, and the next call may take {needed}")
+    return TurnOverBudget(reason=f"{whose} has {left}{unit} left, and the next call with a last one may take {needed}")
 
 
 def _micro(budget: Budget) -> dict[str, int | None]:

@@ -26,6 +26,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,7 +38,7 @@ from pydantic_ai.settings import ModelSettings
 from coatcheck.errors import CoatcheckError, NotAuthorizedError, StorageUnavailableError
 from coatcheck.failpoints import failpoint
 from coatcheck.gateway.breaker import LONGEST_OUTAGE_SECONDS
-from coatcheck.gateway.budgets import BudgetDesk, over_budget
+from coatcheck.gateway.budgets import BudgetDesk, ending, over_budget
 from coatcheck.gateway.chain import QUEUE_SECONDS, ModelChain, Parked, Permit
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.conversation import for_provider
@@ -192,9 +193,8 @@ class TurnDesk:
                 return found
             permit = found
         claim: ClaimOutcome | None = None
-        quote = self._budgets.quote(course.agent, course.request, permit.model, encoded=course.encoded)
         try:
-            claim = await self._claim(course, permit.model, quote)
+            claim, quote = await self._claim(course, permit.model)
         finally:
             if not isinstance(claim, Claimed):
                 await self._chain.unused(permit)
@@ -223,13 +223,23 @@ class TurnDesk:
             return TurnPending()
         return _parked(found)
 
-    async def _claim(self, course: _Course, model: str, quote: TurnQuote) -> ClaimOutcome:
-        return await _through_outage(
-            lambda: self._journal.claim(
-                *course.key, agent=course.agent, request_sha256=course.digest, model=model, quote=quote
-            ),
-            at_most_seconds=OUTAGE_SECONDS,
-        )
+    async def _claim(self, course: _Course, model: str) -> tuple[ClaimOutcome, TurnQuote]:
+        """Claim the turn with the first quote that fits, or with none."""
+        for quote in self._budgets.quotes(course.agent, course.request, model, encoded=course.encoded):
+            claim = await _through_outage(
+                partial(
+                    self._journal.claim,
+                    *course.key,
+                    agent=course.agent,
+                    request_sha256=course.digest,
+                    model=model,
+                    quote=quote,
+                ),
+                at_most_seconds=OUTAGE_SECONDS,
+            )
+            if not isinstance(claim, OverBudget):
+                break
+        return claim, quote
 
     def _attempt(self, permit: Permit, claim: Claimed, quote: TurnQuote) -> _Attempt:
         ago = claim.failed_seconds_ago
@@ -271,8 +281,8 @@ class TurnDesk:
             with self._measures.asking(permit.model):
                 response = await self._ask(model, messages, ModelSettings(**settings), parameters)  # type: ignore[typeddict-item]
             message = _as_json(response)
-            if course.request.wrap_up:  # a second attempt is to know it too
-                message["metadata"] = {OVER_BUDGET: course.request.wrap_up}
+            if attempt.claim.is_reserved and (why := ending(course.request, attempt.quote, response)):
+                message["metadata"] = {OVER_BUDGET: why}  # a second attempt is to know it too
         except Exception as error:  # noqa: BLE001  whatever a provider throws is classified
             failure = self._providers.explain(error)
             is_open = await self._chain.failed(permit, failure)

@@ -34,7 +34,16 @@ from coatcheck.storage.journal import LEASE, TurnJournal
 from coatcheck.telemetry.instruments import ModelInstruments
 from schemas.activities import RecordInput
 from schemas.config import Limits, Price, ProviderLimits, Tenant
-from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnReply, TurnRequest
+from schemas.conversation import (
+    TurnAnswer,
+    TurnError,
+    TurnFinished,
+    TurnOverBudget,
+    TurnParked,
+    TurnPending,
+    TurnReply,
+    TurnRequest,
+)
 from tests.integration.storage_rows import run_row, task_row
 
 MODEL = "openai:gpt-test"
@@ -47,7 +56,7 @@ PARAMETERS = ModelRequestParameters(
 _NO_METER = NoOpMeter("")
 _PLAIN_PARAMETERS = TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True)
 
-Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError
+Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnOverBudget | TurnError
 
 
 @dataclass
