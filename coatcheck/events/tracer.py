@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BATCH: Final = 200
 """Events at once: about three runs' worth."""
+LINGER_SECONDS: Final = 2.0
+"""Nobody waits for a trace, and each batch is a request and a query."""
 REMEMBERED_RUNS: Final = 1000
 """At most; what is forgotten is read again when it is needed. About 10 KB each."""
 FIRST_PAUSE_SECONDS: Final = 1.0
@@ -64,7 +66,7 @@ class Tracer(SoleReader):
         privacy: Privacy,
         scores: ScoreSender | None = None,
     ) -> None:
-        super().__init__(pool, client, name=TRACER, lock=TRACER_LOCK, batch=BATCH)
+        super().__init__(pool, client, name=TRACER, lock=TRACER_LOCK, batch=BATCH, linger_seconds=LINGER_SECONDS)
         self._sender = sender
         self._privacy = privacy
         self._scores = scores
@@ -90,7 +92,7 @@ class Tracer(SoleReader):
             except EventInvalidError:
                 continue  # the projector has buried it
             trace = await self._trace_of(event, message.sequence)
-            spans += trace.add(event)
+            spans += _folded(trace, event)
             if (score := annotation(event, trace, self._privacy)) is not None:
                 scores.append(score)
         await failpoint("tracer.before_send")
@@ -138,6 +140,15 @@ class Tracer(SoleReader):
         except CoatcheckError:
             return span  # the run's first step is told and not yet recorded
         return replace(span, content={SpanAttributes.INPUT_VALUE: brief})
+
+
+def _folded(trace: RunTrace, event: Event | UnknownEvent) -> list[Span]:
+    """The event's spans; none where it tells of times that there are not."""
+    try:
+        return trace.add(event)
+    except (OverflowError, ValueError) as error:
+        _log.warning("no span is made of the event %s: %s", event.event_id, error)
+        return []
 
 
 async def _until_taken(send: Callable[[], Awaitable[None]], connection: Connection) -> None:
