@@ -40,6 +40,11 @@ def _scope(record: logging.LogRecord) -> Scope | None:
     return Scope(run, task_key(run, activity_id))
 
 
+def _unicode(text: str) -> str:
+    """Without lone surrogates, which no reader of JSON takes, even as escapes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line, for files and for whoever collects them."""
 
@@ -54,15 +59,15 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "process": self._process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _unicode(record.getMessage()),
         }
         if (scope := _scope(record)) is not None:
             said |= {"run": scope.run_key, "trace_id": scope.trace_id, "span_id": scope.span_id}
             if scope.task_key:
                 said["task"] = scope.task_key
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=True)
+            said["exception"] = _unicode(self.formatException(record.exc_info))
+        return json.dumps(said)
 
 
 class TerminalFormatter(logging.Formatter):

@@ -14,8 +14,8 @@ from coatcheck.redaction import redacted
 
 PREVIEW_BYTES: Final = 2048
 """Of each text; a run of six stages stays below 300 KB with it."""
-MAX_FULL_BYTES: Final = 4 * 1024 * 1024
-"""Of each text, even with `full`: a message of OTLP may have 64 MiB."""
+MAX_FULL_BYTES: Final = 256 * 1024
+"""Of each text, even with `full`: four times a long deliverable. Looking for secrets takes 1 to 2 s per MB."""
 REDACTED_BEYOND: Final = 1024
 """Bytes behind a cut that are looked at too, so that a key which begins before the cut is known for one."""
 
@@ -28,7 +28,7 @@ class ContentCapture(StrEnum):
     PREVIEW = "preview"
     """The first 2 KB of each text, with the size and the sha256 of the whole."""
     FULL = "full"
-    """All, up to 4 MiB of each text."""
+    """All, up to 256 KB of each text."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from schemas.events import DecisionMade, Event, JudgeScored, UnknownEvent
 
 POST_SECONDS: Final = 5.0
 DECISION: Final = "decision"
-_KINDS: Final = {"check": "CODE", "llm": "LLM", "human": "HUMAN"}
+ANNOTATORS: Final = {"check": "CODE", "llm": "LLM", "human": "HUMAN"}
+"""Kind of a judge, as Phoenix calls it."""
 _TOO_MANY: Final = 429
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def annotation(event: Event | UnknownEvent, trace: RunTrace, privacy: Privacy) -
         case JudgeScored():
             said = event.payload
             told = {"label": said.label, "score": said.score, "explanation": privacy.content(said.explanation)}
-            name, kind, by = said.criterion, _KINDS[said.kind], said.judge
+            name, kind, by = said.criterion, ANNOTATORS[said.kind], said.judge
         case DecisionMade():
             decided = event.payload
             told = {"label": str(decided.action), "explanation": privacy.content(decided.comment)}

@@ -29,6 +29,7 @@ from tests.bench.record import recorded
 from tests.integration.backbone_lab import Backbone
 from tests.integration.nats_clients import client_as
 from tests.telemetry.collector import Collector
+from tests.telemetry.counting import counted
 from tests.telemetry.tree import check_exported, fold
 
 _recordings = iter([item for name in ("er_001", "er_009", "er_008") for _, item in recorded(name)])
@@ -157,7 +158,7 @@ async def test_what_is_refused_for_good_is_counted_and_left_out(
         await drained(backbone.core)
     check_whole(collector, taken)
     assert of_run(collector, refused) == []
-    assert _counted(reader, "coatcheck.telemetry.spans.refused") == len(fold(refused.run_key, refused.events))
+    assert counted(reader, "coatcheck.telemetry.spans.refused", {}) == len(fold(refused.run_key, refused.events))
     meters.shutdown()
 
 
@@ -176,17 +177,3 @@ async def test_an_endpoint_that_hangs_does_not_hold_up_the_end(
     async with tracing(backbone, collector, monkeypatch):
         await drained(backbone.core)
     check_whole(collector, recording)
-
-
-def _counted(reader: InMemoryMetricReader, name: str) -> int | float:
-    found = reader.get_metrics_data()
-    assert found is not None
-    points = [
-        point
-        for resource in found.resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-        if metric.name == name
-        for point in metric.data.data_points
-    ]
-    return sum(point.value for point in points)  # type: ignore[union-attr]
