@@ -74,6 +74,7 @@ def up(
     import asyncio  # noqa: PLC0415
 
     from coatcheck.localstack.foreground import supervise  # noqa: PLC0415
+    from coatcheck.localstack.phoenix import interpreter  # noqa: PLC0415
     from coatcheck.localstack.stack import start_detached  # noqa: PLC0415
     from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
     from coatcheck.settings import Settings  # noqa: PLC0415
@@ -86,6 +87,8 @@ def up(
             tell("warning: it was started without Phoenix")
             tell("hint: `coatcheck down` and `coatcheck up --phoenix` start it with the stack")
         return
+    if phoenix:
+        interpreter()  # before anything is started
     wanted = stack_config(data_dir, Settings(), config=config, phoenix=phoenix, metrics=metrics)
     if not detach:
         raise typer.Exit(asyncio.run(supervise(wanted)))

@@ -90,7 +90,7 @@ class Tracer(SoleReader):
             except EventInvalidError:
                 continue  # the projector has buried it
             trace = await self._trace_of(event, message.sequence)
-            spans += trace.add(event)
+            spans += _folded(trace, event)
             if (score := annotation(event, trace, self._privacy)) is not None:
                 scores.append(score)
         await failpoint("tracer.before_send")
@@ -138,6 +138,15 @@ class Tracer(SoleReader):
         except CoatcheckError:
             return span  # the run's first step is told and not yet recorded
         return replace(span, content={SpanAttributes.INPUT_VALUE: brief})
+
+
+def _folded(trace: RunTrace, event: Event | UnknownEvent) -> list[Span]:
+    """The event's spans; none where it tells of times that there are not."""
+    try:
+        return trace.add(event)
+    except (OverflowError, ValueError) as error:
+        _log.warning("no span is made of the event %s: %s", event.event_id, error)
+        return []
 
 
 async def _until_taken(send: Callable[[], Awaitable[None]], connection: Connection) -> None:

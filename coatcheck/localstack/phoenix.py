@@ -56,14 +56,18 @@ def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> 
     }
     return MemberSpec(
         name="phoenix",
-        argv=(str(_python()), "-c", _SERVE, "serve"),
+        argv=(str(interpreter()), "-c", _SERVE, "serve"),
         env={**env, **variables},
         ready=partial(http_ok, ports["phoenix"], "/readyz"),
     )
 
 
-def _python() -> Path:
-    """The interpreter of an environment that has Phoenix."""
+def interpreter() -> Path:
+    """The interpreter of an environment that has Phoenix.
+
+    Raises:
+        DependencyDownError: there is none.
+    """
     for scripts in (Path(sysconfig.get_path("scripts")), Path(sys.prefix).with_name(OWN_ENVIRONMENT) / "bin"):
         if (scripts / "phoenix").is_file():
             return scripts / "python"

@@ -69,7 +69,7 @@ class MessageTracing:
             return
         contexts = {context.span_id: context for headers in batch if (context := _context(headers)) is not None}
         links = [trace.Link(context) for context in contexts.values()]
-        attributes = _attributes("process", stream) | {SpanAttributes.SESSION_ID: stream}
+        attributes = _attributes("process", stream)
         with self._tracer.start_as_current_span(
             f"process {stream}", kind=SpanKind.CONSUMER, attributes=attributes, links=links, context=Context()
         ):

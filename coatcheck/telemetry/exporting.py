@@ -34,6 +34,7 @@ _REFUSALS: Final = frozenset({400, 413, 415, 422})
 """Answers that no repetition will change. A wrong key or address may be mended meanwhile."""
 _SCOPE: Final = InstrumentationScope("coatcheck.run_trace")
 _NANOSECONDS: Final = 1_000_000_000
+_LAST_MOMENT: Final = 2**63 - 1
 
 _log = logging.getLogger(__name__)
 
@@ -133,5 +134,7 @@ def _status(span: Span) -> Status:
 
 
 def _nanoseconds(moment: datetime) -> int:
+    """Since 1970, as far as OTLP goes: an agent's clock may say anything."""
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * _NANOSECONDS + since.microseconds * 1000
+    passed = (since.days * 86_400 + since.seconds) * _NANOSECONDS + since.microseconds * 1000
+    return max(0, min(passed, _LAST_MOMENT))

@@ -30,6 +30,10 @@ UNKNOWN: Final = "unknown"
 DESTINATION: Final = messaging_attributes.MESSAGING_DESTINATION_NAME
 MESSAGE_ID: Final = messaging_attributes.MESSAGING_MESSAGE_ID
 
+MAX_NAME_CHARACTERS: Final = 256
+MAX_NUMBER: Final = 2**63 - 1
+"""Of OTLP's integers; an agent may tell of a result of any size."""
+
 Kind = OpenInferenceSpanKindValues
 
 
@@ -78,12 +82,26 @@ class Span:
     """Trace and span ids of what it is about."""
 
     def exported(self, privacy: Privacy) -> Self:
-        """The span with as much content as may leave, as attributes."""
+        """The span with as much content as may leave, as attributes; nothing in it that cannot be encoded or stored."""
         shown = {name: text for name, value in self.content.items() if (text := privacy.content(value)) is not None}
-        safe = {
-            name: privacy.safe(value) if isinstance(value, str) else value for name, value in self.attributes.items()
-        }
-        return replace(self, attributes={**safe, **shown}, content={}, error=privacy.content(self.error) or "")
+        return replace(
+            self,
+            name=privacy.safe(self.name)[:MAX_NAME_CHARACTERS],
+            attributes={**_safe(self.attributes, privacy), **shown},
+            content={},
+            moments=[replace(moment, attributes=_safe(moment.attributes, privacy)) for moment in self.moments],
+            error=privacy.content(self.error) or "",
+        )
+
+
+def _safe(attributes: Mapping[str, AttributeValue], privacy: Privacy) -> dict[str, AttributeValue]:
+    return {name: _safe_value(value, privacy) for name, value in attributes.items()}
+
+
+def _safe_value(value: AttributeValue, privacy: Privacy) -> AttributeValue:
+    if isinstance(value, str):
+        return privacy.safe(value)
+    return max(-MAX_NUMBER, min(value, MAX_NUMBER)) if isinstance(value, int) else value
 
 
 def llm_attributes(model: str, tokens_in: int, tokens_out: int, tokens_cached: int, cost: str) -> dict[str, Any]:

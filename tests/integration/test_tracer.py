@@ -23,6 +23,7 @@ from coatcheck.messaging.streams import ensure_streams
 from coatcheck.storage.database import open_pool
 from coatcheck.telemetry.exporting import SpanSender
 from coatcheck.telemetry.privacy import ContentCapture, Privacy
+from schemas.events import ToolCompleted
 from schemas.streams import AUDIT_LOG
 from schemas.tracing import trace_id
 from tests.bench.record import recorded
@@ -32,7 +33,7 @@ from tests.telemetry.collector import Collector
 from tests.telemetry.counting import counted
 from tests.telemetry.tree import check_exported, fold
 
-_recordings = iter([item for name in ("er_001", "er_009", "er_008") for _, item in recorded(name)])
+_recordings = iter([item for name in ("er_001", "er_009", "er_008", "er_007") for _, item in recorded(name)])
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +178,30 @@ async def test_an_endpoint_that_hangs_does_not_hold_up_the_end(
     async with tracing(backbone, collector, monkeypatch):
         await drained(backbone.core)
     check_whole(collector, recording)
+
+
+async def test_what_an_agent_may_tell_stops_nobody(
+    backbone: Backbone, collector: Collector, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes, times and durations that no span can have, in events that are valid."""
+    tool = next(event for event in recording.events if isinstance(event, ToolCompleted))
+    odd = [
+        _retold(tool, "huge", result_bytes=10**30),
+        _retold(tool, "long", seconds=1e300),
+        _retold(tool, "early", seconds=3.2e9, tool="\0" * 1000),
+    ]
+    async with tracing(backbone, collector, monkeypatch):
+        await EventLog(backbone.core).publish([*recording.events, *odd])
+        await drained(backbone.core)
+    spans = of_run(collector, recording)
+    check_exported(spans)
+    known = {span.span_id for span in fold(recording.run_key, recording.events)}
+    assert known <= {span.span_id.hex() for span in spans}
+    assert len([span for span in spans if span.span_id.hex() not in known]) == 2
+
+
+def _retold(event: ToolCompleted, call_id: str, **said: object) -> ToolCompleted:
+    """Another call in the same round."""
+    payload = event.payload.model_copy(update={"tool_call_id": call_id, **said})
+    fields = event.model_dump(exclude={"event_id", "event_type", "occurrence", "payload", "version"})
+    return ToolCompleted.of(occurrence=call_id, payload=payload, **fields)
