@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.config import load_config
 from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.budgets import BudgetDesk
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
@@ -53,6 +54,12 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
             measures=measures,
             claims=desk,
             chain=chain,
+            budgets=BudgetDesk(
+                providers.prices,
+                limits=config.limits,
+                tenants=config.tenants,
+                call_seconds=providers.timeout_seconds,
+            ),
             max_failures=settings.provider_failures,
         )
         proxy = LLMProxy(turns, journal=journal, chain=chain)
