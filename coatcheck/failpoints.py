@@ -46,6 +46,10 @@ POINTS: Final[frozenset[str]] = frozenset(
         "llm.after_claim",
         "llm.before_journal",
         "llm.after_journal",
+        "ledger.before_reserve",
+        "ledger.after_reserve",
+        "ledger.before_settle",
+        "ledger.after_settle",
     }
 )
 

@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    metrics_host: str = Field("127.0.0.1", validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_HOST"))
+    """Where the Prometheus endpoint of a worker listens."""
+    metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_PORT")
+    )
+    """Its port, 0 for a free one; there is no endpoint when absent or empty."""
     otlp_endpoint: str | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"))
     """Where traces, logs and metrics go, over OTLP/HTTP; nowhere when absent. The exporters read this and the other
     `OTEL_EXPORTER_OTLP_*` variables themselves."""
@@ -74,6 +80,9 @@ class Settings(BaseSettings):
     """The base URL of Phoenix, for links to traces and for scores; traces go to the OTLP endpoint."""
     phoenix_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("PHOENIX_API_KEY"))
     phoenix_project: str = Field("coatcheck", validation_alias=AliasChoices("PHOENIX_PROJECT_NAME"))
+
+    embedding_model: str | None = None
+    """Of the OpenAI-compatible endpoint, for `coatcheck similar`; the small one on this machine when absent."""
 
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""

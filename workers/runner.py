@@ -53,7 +53,10 @@ def run_main(name: str, main: Callable[[Lifecycle], Awaitable[None]], settings: 
 
     `os._exit` after flushing, since the interpreter's own exit sometimes aborts in Temporal's core (sdk-python#300).
     """
-    telemetry = ObservabilityProvider(settings, name)
+    try:
+        telemetry = ObservabilityProvider(settings, name)
+    except CoatcheckError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}")
     configure_logging(name, telemetry.log_handlers)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # 10% less CPU per run than asyncio's own
         code = runner.run(_run(main, Lifecycle(ready_file=settings.ready_file, telemetry=telemetry)))

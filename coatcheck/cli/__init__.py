@@ -20,6 +20,7 @@ GROUPS: Final = (
     "pipeline",
     "programs",
     "questions",
+    "ledger",
     "records",
     "events",
     "logs",

@@ -46,6 +46,8 @@ class StackConfig(BaseModel):
     external: External = External()
     config_file: Path | None = None
     """`coatcheck.toml`, absolute; the defaults when absent."""
+    metrics: bool = False
+    """Whether each worker offers its metrics to Prometheus, on a port of its own."""
     nats_keys_dir: Path | None = None
     """`<data_dir>/nats/keys` when absent."""
     start_timeout_seconds: float = 60

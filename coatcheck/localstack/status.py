@@ -51,6 +51,8 @@ class MemberStatus(BaseModel):
     last_exit: str | None = None
     """How it last ended, like `exit code 1` or `killed by SIGKILL`."""
     log: Path
+    metrics_url: str | None = None
+    """Where a worker answers Prometheus; absent when the stack was started without metrics."""
 
 
 class SupervisorStatus(BaseModel):

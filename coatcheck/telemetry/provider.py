@@ -47,13 +47,18 @@ class ObservabilityProvider:
     Args:
         settings: Of the process.
         service: Its kind, such as `core`.
-        readers: Of metrics, besides the one that pushes them to the OTLP endpoint.
+        readers: Of metrics, besides the Prometheus endpoint and the one that pushes to the OTLP endpoint.
+
+    Raises:
+        ConfigError: the address of the Prometheus endpoint cannot be had.
     """
 
     def __init__(self, settings: Settings, service: str, *, readers: Sequence["MetricReader"] = ()) -> None:
         self.privacy = Privacy(ContentCapture(settings.content_capture), settings.secrets)
         self.has_traces = settings.has_otlp("traces")
         self.meter: Meter = NoOpMeter(SCOPE)
+        self.has_metrics = False
+        """Whether somebody reads the meter."""
         self.message_tracer: Tracer | None = None
         """For a span per message; only where that is wanted."""
         self.log_handlers: list[logging.Handler] = []
@@ -111,6 +116,10 @@ class ObservabilityProvider:
 
     def _start_metrics(self, readers: Sequence["MetricReader"]) -> "MeterProvider | None":
         found = [*readers]
+        if self._settings.metrics_port is not None:
+            from coatcheck.telemetry.prometheus import PrometheusEndpoint  # noqa: PLC0415
+
+            found.append(PrometheusEndpoint(self._settings.metrics_host, self._settings.metrics_port))
         if self._settings.has_otlp("metrics"):
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
             from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
@@ -120,8 +129,10 @@ class ObservabilityProvider:
             return None
         from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
 
-        provider = MeterProvider(found, self.resource, shutdown_on_exit=False)
-        self.meter = provider.get_meter(SCOPE)
+        from coatcheck.telemetry.temporal import VIEWS  # noqa: PLC0415
+
+        provider = MeterProvider(found, self.resource, shutdown_on_exit=False, views=VIEWS)
+        self.meter, self.has_metrics = provider.get_meter(SCOPE), True
         self._ends.append(provider.shutdown)
         return provider
 
