@@ -3,7 +3,8 @@
     CoatcheckError
     ├── DependencyDownError          a server that we need is away; exit code 3
     │   ├── MessagingUnavailableError
-    │   └── StorageUnavailableError
+    │   ├── StorageUnavailableError
+    │   └── TelemetryUnavailableError
     ├── ConfigError                  `coatcheck.toml` is wrong; exit code 2
     ├── NotAuthorizedError           this identity may not use that subject or task
     ├── MessagingRefusedError        JetStream's own refusal, with its error code
@@ -71,6 +72,12 @@ class StorageUnavailableError(DependencyDownError):
     """PostgreSQL is away."""
 
     code = codes.STORAGE_UNAVAILABLE
+
+
+class TelemetryUnavailableError(DependencyDownError):
+    """The telemetry endpoint does not take anything now."""
+
+    code = "telemetry.unavailable"
 
 
 class ConfigError(CoatcheckError):

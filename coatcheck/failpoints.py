@@ -29,6 +29,8 @@ POINTS: Final[frozenset[str]] = frozenset(
         "reconcile.after_rows",
         "projector.before_insert",
         "projector.after_insert",
+        "tracer.before_send",
+        "tracer.after_send",
         "agent.before_turn",
         "agent.after_turn",
         "agent.before_publish",

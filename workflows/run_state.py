@@ -31,6 +31,7 @@ from schemas.pipeline import (
     Waiting,
 )
 from schemas.review import FindingMark
+from schemas.tracing import trace_id
 from schemas.workflow_ids import activity_id, task_key
 from workflows.telling import Telling
 
@@ -349,6 +350,7 @@ class RunState:
         lines += [f"\n**Waiting for a decision on {item.stage}**: {item.reason}" for item in self.waiting.values()]
         if self.error is not None:
             lines.append(f"\n**{self.status}**: {self.error}")
+        lines.append(f"\ntrace `{trace_id(self.run_key)}`")
         return "\n".join(lines)
 
     # --- rows ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ GROUPS: Final = (
     "ledger",
     "records",
     "events",
+    "logs",
     "agents",
     "benchmark",
     "judging",

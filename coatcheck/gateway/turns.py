@@ -45,6 +45,7 @@ from coatcheck.gateway.conversation import for_provider
 from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, Blame, ProviderFailure
 from coatcheck.gateway.providers import Providers
 from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, OverBudget, TurnJournal, TurnQuote
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas import errors
 from schemas.conversation import (
     OVER_BUDGET,
@@ -135,6 +136,7 @@ class TurnDesk:
         chain: Gives leave to ask a model.
         budgets: Says what a turn may cost at most.
         max_failures: Counted failures of a turn per model of its chain.
+        measures: Are told of every call.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class TurnDesk:
         chain: ModelChain,
         budgets: BudgetDesk,
         max_failures: int,
+        measures: ModelInstruments,
     ) -> None:
         self._journal = journal
         self._providers = providers
@@ -153,6 +156,7 @@ class TurnDesk:
         self._chain = chain
         self._budgets = budgets
         self._max_failures = max_failures
+        self._measures = measures
 
     async def settle(self, agent: str, request: TurnRequest) -> Reply:
         """Answer one request; a paid answer is journalled first.
@@ -239,6 +243,8 @@ class TurnDesk:
 
     def _attempt(self, permit: Permit, claim: Claimed, quote: TurnQuote) -> _Attempt:
         ago = claim.failed_seconds_ago
+        if claim.calls > 1 and ago is None:
+            self._measures.paid_again(permit.model)
         is_suspect = ago is not None and self._chain.has_recovered(permit.model, within_seconds=ago)
         return _Attempt(permit, claim, quote, is_suspect)
 
@@ -272,7 +278,8 @@ class TurnDesk:
             await self._chain.unused(permit)
             raise
         try:
-            response = await self._ask(model, messages, ModelSettings(**settings), parameters)  # type: ignore[typeddict-item]
+            with self._measures.asking(permit.model):
+                response = await self._ask(model, messages, ModelSettings(**settings), parameters)  # type: ignore[typeddict-item]
             message = _as_json(response)
             if attempt.claim.is_reserved and (why := ending(course.request, attempt.quote, response)):
                 message["metadata"] = {OVER_BUDGET: why}  # a second attempt is to know it too
@@ -281,6 +288,7 @@ class TurnDesk:
             is_open = await self._chain.failed(permit, failure)
             return await self._refused(course, attempt, failure, is_open=is_open)
         self._chain.answered(permit, tokens=response.usage.total_tokens)
+        self._measures.answered(permit.model, response.usage.input_tokens, response.usage.output_tokens)
         try:  # what is paid is journalled first: the breakers are told over NATS, which may be slow
             return await self._complete(course, permit.model, response, message)
         finally:

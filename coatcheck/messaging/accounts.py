@@ -65,6 +65,8 @@ _CHANGES: Final = kv_changes(AGENT_STATE)
 
 PROJECTOR: Final = "events-projector"
 """The durable consumer that brings the audit log into PostgreSQL."""
+TRACER: Final = "events-tracer"
+"""The durable consumer that makes the audit log's traces; it begins when there is somewhere to send them."""
 
 LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
 """What happened, which core writes and agents do not even read."""

@@ -278,6 +278,18 @@ async def deliverable_rows(executor: Executor, feature: str) -> list[Deliverable
     return [DeliverableRecord(**row) for row in rows]
 
 
+async def earlier_deliverables(
+    executor: Executor, ref: DeliverableRef, *, feature: str, task_type: str | None
+) -> list[DeliverableRecord]:
+    """The last round of every stage of every run of another feature that was completed before a deliverable.
+
+    Before all of them, when no finished task has announced it.
+    """
+    with storage_errors():
+        rows = await executor.fetch(query("earlier_deliverables"), ref.stream, ref.sequence, feature, task_type)
+    return [DeliverableRecord(**row) for row in rows]
+
+
 async def recorded_sequences(executor: Executor) -> dict[str, int]:
     """Stream → the highest sequence that a finished task announced; a stream that ends below it has lost messages."""
     with storage_errors():

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from opentelemetry.metrics import Meter, NoOpMeter
 from pydantic import SecretStr, TypeAdapter
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
@@ -30,6 +31,7 @@ from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage import state
 from coatcheck.storage.database import Executor, Pool
 from coatcheck.storage.journal import LEASE, TurnJournal
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas.activities import RecordInput
 from schemas.config import Limits, Price, ProviderLimits, Tenant
 from schemas.conversation import (
@@ -51,6 +53,7 @@ PARAMETERS = ModelRequestParameters(
     output_mode="tool",
     allow_text_output=False,
 )
+_NO_METER = NoOpMeter("")
 _PLAIN_PARAMETERS = TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True)
 
 Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnOverBudget | TurnError
@@ -110,6 +113,7 @@ async def open_gateway(
     also: Sequence[str] = (),
     shared: bool = False,
     clock: Callable[[], float] = time.time,
+    meter: Meter = _NO_METER,
 ) -> AsyncIterator[Gateway]:
     """A gateway that shows that it lives until the block ends, and then finishes its calls.
 
@@ -134,7 +138,13 @@ async def open_gateway(
         providers.prices, limits=day_limits or Limits(), tenants=tenants or {}, call_seconds=timeout_seconds
     )
     turns = TurnDesk(
-        journal, providers=providers, claims=claims, chain=chain, budgets=budgets, max_failures=max_failures
+        journal,
+        providers=providers,
+        claims=claims,
+        chain=chain,
+        budgets=budgets,
+        max_failures=max_failures,
+        measures=ModelInstruments(meter, models),
     )
     proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
