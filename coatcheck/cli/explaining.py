@@ -31,6 +31,7 @@ from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.redaction import redacted
 from coatcheck.settings import Settings
 from coatcheck.storage import state
+from coatcheck.storage.budgets import run_budget
 from coatcheck.storage.database import Pool
 from coatcheck.storage.spending import Dimension, spending
 from schemas.notice import Notice
@@ -177,6 +178,7 @@ class Inquiry:
             facts.events = await state.events(pool, facts.run_key)
             facts.stages = await spending(pool, Dimension.STAGE, run_key=facts.run_key)
             facts.calls = await spending(pool, Dimension.CALL, run_key=facts.run_key)
+            facts.budget = await run_budget(pool, facts.run_key)
         except DependencyDownError as error:
             self._lost("postgres", f"{error}: no step is taken that cannot be recorded there", str(error))
         if facts.has_answered or facts.record is None:

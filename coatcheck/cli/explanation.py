@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from coatcheck.cli.pending import PendingActivity, TemporalView
 from coatcheck.cli.progress import ENDED
 from coatcheck.cli.runs import FoundRun
+from coatcheck.storage.budgets import RunBudget
 from coatcheck.storage.spending import Report, Spending
 from coatcheck.storage.state import EventRecord, RunRecord, TaskRecord
 from schemas.notice import Notice
@@ -130,6 +131,8 @@ class Explanation(BaseModel):
     pending: list[PendingActivity] = []
     stages: list[StageLine] = []
     total: Spending | None = None
+    budget: RunBudget | None = None
+    """What it may spend and has; `None` without a budget, or when PostgreSQL could not be asked."""
     judgements: list[Judgement] = []
     messages: list[Message] = []
     events: list[Happening] = []
@@ -160,6 +163,7 @@ class Facts:
     events: list[EventRecord] = field(default_factory=list)
     stages: Report | None = None
     calls: Report | None = None
+    budget: RunBudget | None = None
     messages: list[Message] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     troubles: list[Wait] = field(default_factory=list)
@@ -204,6 +208,7 @@ def compose(facts: Facts, waits: list[Wait]) -> Explanation:
         pending=view.pending if view else [],
         stages=_stages(facts),
         total=facts.stages.total if facts.stages else None,
+        budget=facts.budget,
         judgements=[_judgement(item) for item in facts.notices if item.notice.metadata.verdict is not None],
         messages=facts.messages,
         events=[_happening(event) for event in facts.events if event.event_type not in _DETAILS][-LAST_EVENTS:],

@@ -12,6 +12,8 @@ from typing import Final
 
 from coatcheck.cli.explanation import Explanation, Judgement, Message, StageLine, Wait
 from coatcheck.cli.output import columns, cost, moment, one_line
+from coatcheck.economy.units import format_credits
+from coatcheck.storage.budgets import RunBudget
 from schemas.pipeline import StageState
 from schemas.workflow_ids import activity_id
 
@@ -54,9 +56,24 @@ def _head(told: Explanation, now: datetime) -> list[str]:
     lines = [_clip(f"{told.feature or told.workflow_id}: {told.status}{where}{since}")]
     tenant = f", tenant {told.tenant}" if told.tenant else ""
     lines.append(f"run {told.run_key}{tenant}, started {moment(told.started_at)}")
+    if told.budget:
+        lines.append(_budget(told.budget))
     if told.error:
         lines += _wrap(f"error: {one_line(told.error, 400)}", 3)
     return lines + [_clip(f"note: {one_line(text)}") for text in told.missing]
+
+
+def _budget(budget: RunBudget) -> str:
+    """`budget: $0.31 of $0.50 spent, $0.04 held for calls under way; 12 of 40 calls`."""
+    parts = []
+    if budget.credits is not None:
+        held = f", {format_credits(budget.held)} held for calls under way" if budget.held else ""
+        parts.append(f"{format_credits(budget.spent or 0)} of {format_credits(budget.credits)} spent{held}")
+    if budget.tokens is not None:
+        parts.append(f"{budget.tokens_used:,} of {budget.tokens:,} tokens")
+    if budget.calls is not None:
+        parts.append(f"{budget.calls_used:,} of {budget.calls:,} calls")
+    return f"budget: {'; '.join(parts)}"
 
 
 def _waits(waits: Sequence[Wait], now: datetime) -> list[str]:

@@ -38,6 +38,7 @@ def test_a_run_without_calls_left_waits_for_more(cli: Cli) -> None:
     assert waiting["subject"]
     shown = cli("progress", "few-calls")
     assert "coatcheck set-budget" in shown.err
+    assert "of 2 calls" in cli("why", "few-calls").out
     more = cli("set-budget", "few-calls", "--calls", "500", "--by", "ann")
     assert (more.code, "goes on" in more.err) == (0, True), more
     assert wait_for(cli, "few-calls", "completed")

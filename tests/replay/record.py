@@ -14,6 +14,7 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
 from schemas import errors
+from schemas.budget import Budget, BudgetChange
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import Decision, DecisionAction, PipelineResult, RunStatus
 from schemas.review import FindingMark
@@ -121,6 +122,20 @@ async def standstill(pipelines: Pipelines) -> Handle:
     return handle
 
 
+async def over_budget(pipelines: Pipelines) -> Handle:
+    """The backend stops for want of money, and a person gives the run more."""
+
+    def stops(notice: Notice) -> Notice:
+        return notice.model_copy(update={"status": "blocked", "blockers": "budget: the run has $0.01 left"})
+
+    pipelines.team.behave("backend", 1, stops)
+    handle = await pipelines.start(budget={"usd": "0.50"})
+    await _waiting(handle)
+    change = BudgetChange(budget=Budget.model_validate({"usd": "2"}), by="ann")
+    await handle.execute_update(FeaturePipelineWorkflow.set_budget, change)
+    return handle
+
+
 BRANCHES: tuple[Branch, ...] = (
     straight,
     revise,
@@ -134,6 +149,7 @@ BRANCHES: tuple[Branch, ...] = (
     side_by_side,
     parked,
     standstill,
+    over_budget,
 )
 
 
