@@ -40,14 +40,25 @@ class SoleReader(abc.ABC):
         name: Of the durable consumer.
         lock: Key of the advisory lock.
         batch: Most events at once.
+        linger_seconds: How long to let events gather after a batch that was not full.
     """
 
-    def __init__(self, pool: Pool, client: NatsClient, *, name: str, lock: int, batch: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        client: NatsClient,
+        *,
+        name: str,
+        lock: int,
+        batch: int,
+        linger_seconds: float = LINGER_SECONDS,
+    ) -> None:
         self._pool = pool
         self._client = client
         self._name = name
         self._lock = lock
         self._batch = batch
+        self._linger_seconds = linger_seconds
         self._consumer = BatchConsumer(client, stream=AUDIT_LOG.name, name=name)
 
     @abc.abstractmethod
@@ -111,4 +122,4 @@ class SoleReader(abc.ABC):
         if connection.is_closed():
             raise StorageUnavailableError("the connection to PostgreSQL was lost, and the lock with it")
         if len(messages) < self._batch:
-            await asyncio.sleep(LINGER_SECONDS)
+            await asyncio.sleep(self._linger_seconds)

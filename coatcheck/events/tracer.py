@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BATCH: Final = 200
 """Events at once: about three runs' worth."""
+LINGER_SECONDS: Final = 2.0
+"""Nobody waits for a trace, and each batch is a request and a query."""
 REMEMBERED_RUNS: Final = 1000
 """At most; what is forgotten is read again when it is needed. About 10 KB each."""
 FIRST_PAUSE_SECONDS: Final = 1.0
@@ -64,7 +66,7 @@ class Tracer(SoleReader):
         privacy: Privacy,
         scores: ScoreSender | None = None,
     ) -> None:
-        super().__init__(pool, client, name=TRACER, lock=TRACER_LOCK, batch=BATCH)
+        super().__init__(pool, client, name=TRACER, lock=TRACER_LOCK, batch=BATCH, linger_seconds=LINGER_SECONDS)
         self._sender = sender
         self._privacy = privacy
         self._scores = scores

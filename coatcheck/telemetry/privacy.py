@@ -5,6 +5,7 @@ messages, comments, paths. Names and numbers are not: agents, stages, models, ti
 name, which is in every subject and workflow id anyway.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,8 @@ PREVIEW_BYTES: Final = 2048
 """Of each text; a run of six stages stays below 300 KB with it."""
 MAX_FULL_BYTES: Final = 256 * 1024
 """Of each text, even with `full`: four times a long deliverable. Looking for secrets takes 1 to 2 s per MB."""
+NAME_CHARACTERS: Final = 200
+"""At most, of what is looked over once and not again: each span of a run repeats the same names."""
 REDACTED_BEYOND: Final = 1024
 """Bytes behind a cut that are looked at too, so that a key which begins before the cut is known for one."""
 
@@ -61,5 +64,12 @@ class Privacy:
 
     def safe(self, text: str) -> str:
         """A text without secrets, and without NUL and lone surrogates, which make a backend drop its span."""
-        storable = text.replace("\0", "\u2400").encode("utf-8", "replace").decode()
-        return str(redacted(storable, self.secrets))
+        return _safe_name(text, self.secrets) if len(text) <= NAME_CHARACTERS else _safe(text, self.secrets)
+
+
+def _safe(text: str, secrets: tuple[str, ...]) -> str:
+    storable = text.replace("\0", "\u2400").encode("utf-8", "replace").decode()
+    return str(redacted(storable, secrets))
+
+
+_safe_name = functools.lru_cache(maxsize=4096)(_safe)

@@ -59,7 +59,7 @@ async def blocked(lab: Lab, run: Run) -> Progress:
     handle = lab.temporal.get_workflow_handle(run.workflow_id)
     async with asyncio.timeout(90):
         while True:
-            progress = await handle.query("progress", result_type=Progress)
+            progress = Progress.model_validate(await handle.query("progress"))
             if any(BLOCKED_BY_BUDGET in item.reason for item in progress.waiting):
                 return progress
             await asyncio.sleep(0.1)

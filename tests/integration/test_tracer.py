@@ -66,6 +66,7 @@ def recording() -> Recording:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask a failing endpoint again soon."""
     monkeypatch.setattr(tracer_module, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(tracer_module, "LINGER_SECONDS", 0.02)
 
 
 @contextlib.asynccontextmanager
