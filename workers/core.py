@@ -1,7 +1,9 @@
 """The core worker: workflows and state activities. The only worker with the rights of the database's owner."""
 
+import contextlib
 import functools
 import logging
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 
@@ -14,7 +16,13 @@ from activities.state import StateActivities
 from coatcheck.config import load_config
 from coatcheck.events.intake import EventIntake
 from coatcheck.events.projector import Projector
-from coatcheck.events.watching import BackboneWatch
+from coatcheck.events.watching import (
+    BACKBONE_SECONDS,
+    LEDGER_SECONDS,
+    look_at_backbone,
+    look_at_ledger,
+    watching,
+)
 from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
@@ -32,7 +40,7 @@ from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.known_tasks import KnownTasks
 from coatcheck.storage.ledger import open_account
 from coatcheck.storage.state import known_runs, recorded_sequences
-from coatcheck.telemetry.instruments import BackboneInstruments, RunInstruments
+from coatcheck.telemetry.instruments import BackboneInstruments, LedgerInstruments, RunInstruments
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.ledger import Verb, agent_account
@@ -78,7 +86,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         budgets = Budgets(team.budgets, team.tenants)
         measures = RunInstruments(lifecycle.telemetry.meter, team.pipelines.values())
         if lifecycle.telemetry.has_metrics:
-            await stack.enter_async_context(_watch(nats, team, lifecycle.telemetry.meter))
+            await stack.enter_async_context(_watch(pool, nats, team, lifecycle.telemetry.meter))
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
         await stack.enter_async_context(
             Worker(
@@ -122,10 +130,14 @@ async def _ledger(pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncCo
     return serve(nats, name="ledger", version="1.0.0", endpoints=endpoints)
 
 
-def _watch(nats: NatsClient, team: Config, meter: Meter) -> AbstractAsyncContextManager[None]:
-    """Look at the streams for whoever reads the meter."""
+@contextlib.asynccontextmanager
+async def _watch(pool: Pool, nats: NatsClient, team: Config, meter: Meter) -> AsyncIterator[None]:
+    """Look at streams and ledger for whoever reads the meter."""
     specs = [*team.streams, *bucket_streams(team.agents), *LOGS]
-    return BackboneWatch(nats, specs, BackboneInstruments(meter)).running()
+    backbone = functools.partial(look_at_backbone, nats, specs, BackboneInstruments(meter))
+    books = functools.partial(look_at_ledger, pool, LedgerInstruments(meter))
+    async with watching(backbone, every_seconds=BACKBONE_SECONDS), watching(books, every_seconds=LEDGER_SECONDS):
+        yield
 
 
 async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:

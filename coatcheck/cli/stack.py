@@ -86,6 +86,9 @@ def up(
         if phoenix and status.phoenix is None:
             tell("warning: it was started without Phoenix")
             tell("hint: `coatcheck down` and `coatcheck up --phoenix` start it with the stack")
+        if metrics and not any(worker.metrics_url for worker in status.workers):
+            tell("warning: it was started without metrics")
+            tell("hint: `coatcheck down` and `coatcheck up --metrics` offer them")
         return
     if phoenix:
         interpreter()  # before anything is started
