@@ -44,6 +44,14 @@ POINTS: Final[frozenset[str]] = frozenset(
         "llm.after_claim",
         "llm.before_journal",
         "llm.after_journal",
+        "tools.before_queue",
+        "tools.after_queue",
+        "tools.before_claim",
+        "tools.after_claim",
+        "tools.after_call",
+        "tools.after_outcome",
+        "tools.after_result",
+        "tools.after_ack",
     }
 )
 

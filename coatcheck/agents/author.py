@@ -3,7 +3,7 @@
 An author turns an order into a validated report and leaves its files on the desk. It publishes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -18,6 +18,7 @@ from coatcheck.agents.instructions import load_instructions
 from coatcheck.agents.prompt import READING_RULES
 from coatcheck.agents.proxy_model import AskProxy, ProxyModel
 from coatcheck.agents.reports import Report, ReviewReport, report_model
+from coatcheck.agents.toolbox import AskGateway, Toolbox
 from coatcheck.agents.tools import add_tools
 from coatcheck.errors import AgentLimitError, AgentOutputError
 from schemas.deliverable import Deliverable, StoredDeliverable
@@ -58,12 +59,22 @@ class Author(Protocol):
 
 
 class ModelAuthor:
-    """A pydantic-ai agent whose model is a client of the LLM proxy."""
+    """A pydantic-ai agent whose model is a client of the LLM proxy.
 
-    def __init__(self, role: Role, *, ask: AskProxy, stopping: Callable[[], bool]) -> None:
+    Args:
+        role: Whose work it does.
+        ask: Asks the LLM proxy.
+        stopping: Whether the worker is about to end.
+        ask_tools: Asks the MCP gateway; `None` for an agent that may call no MCP server.
+    """
+
+    def __init__(
+        self, role: Role, *, ask: AskProxy, stopping: Callable[[], bool], ask_tools: AskGateway | None = None
+    ) -> None:
         self._role = role
         self._ask = ask
         self._stopping = stopping
+        self._ask_tools = ask_tools
 
     async def write(self, task_key: str, prompt: str, desk: Desk) -> Written:
         """Hold the conversation; journalled turns cost nothing.
@@ -79,8 +90,11 @@ class ModelAuthor:
             self._ask, task_key=task_key, models=self._role.models, claims=desk.claims, stopping=self._stopping
         )
         limits = UsageLimits(request_limit=self._role.max_turns)
+        toolboxes = [Toolbox(self._ask_tools, task_key, self._stopping)] if self._ask_tools else []
         try:
-            result = await _agent(self._role).run(prompt, model=model, deps=desk, usage_limits=limits)
+            result = await _agent(self._role).run(
+                prompt, model=model, deps=desk, usage_limits=limits, toolsets=toolboxes
+            )
         except UsageLimitExceeded as error:
             raise AgentLimitError(f"{self._role.agent}: {error}") from error
         except UnexpectedModelBehavior as error:
@@ -90,9 +104,14 @@ class ModelAuthor:
             tokens_in=result.usage.input_tokens,
             tokens_out=result.usage.output_tokens,
             tokens_cached=result.usage.cache_read_tokens,
-            cost_usd=model.spending.cost_usd,
+            cost_usd=_sum(model.spending.cost_usd, toolboxes),
         )
         return Written(result.output, spent)
+
+
+def _sum(models: Decimal | None, toolboxes: Sequence[Toolbox]) -> Decimal | None:
+    """What models and tools took; unknown when a model's price is."""
+    return None if models is None else sum((it.cost_usd for it in toolboxes), models)
 
 
 def account_for(report: Report, previous: Deliverable | None) -> str | None:

@@ -50,7 +50,8 @@ async def test_tables_are_exactly_those_of_the_requirements(superuser: "Connecti
     assert [tuple(row) for row in ours] == [tuple(row) for row in seeds]
     assert len(ours) == 58
     assert seed_keys < our_keys
-    assert {name for name, *_ in our_keys - seed_keys} == {"llm_turns", "llm_gateways", "schema_migrations"}
+    own = {"llm_turns", "llm_gateways", "tool_calls", "schema_migrations"}
+    assert {name for name, *_ in our_keys - seed_keys} == own
 
 
 async def test_every_status_of_a_run_has_its_place(owner: "Connection[asyncpg.Record]") -> None:
@@ -109,7 +110,7 @@ async def test_events_only_grow(
 
 
 async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[asyncpg.Record]") -> None:
-    """Journal turns, read briefs, notices, tenants, owners of tasks; `test_storage_journal.py` shows the refusals."""
+    """Journal turns and tool calls, read briefs, notices, tenants, owners of tasks; `test_storage_journal.py` shows the refusals."""
     tables = await owner.fetch(
         "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee = 'coatcheck_gateway'"
     )
@@ -122,6 +123,7 @@ async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[
     assert {tuple(row) for row in tables} == {
         *(("llm_turns", privilege) for privilege in ("SELECT", "INSERT", "UPDATE")),
         *(("llm_gateways", privilege) for privilege in ("SELECT", "INSERT", "UPDATE")),
+        *(("tool_calls", privilege) for privilege in ("SELECT", "INSERT", "UPDATE")),
         *(("agent_playground_messages", privilege) for privilege in ("SELECT", "INSERT")),
     }
     assert {tuple(row) for row in columns} == {
