@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    mcp_token: SecretStr | None = None
+    """What a client of `coatcheck mcp --port` has to show to do everything."""
+    mcp_read_token: SecretStr | None = None
+    """The same, to read alone."""
+
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""
     agent_slots: int = 200

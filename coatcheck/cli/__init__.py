@@ -25,6 +25,7 @@ GROUPS: Final = (
     "agents",
     "benchmark",
     "judging",
+    "tools",
     "configuration",
     "operations",
 )

@@ -28,6 +28,7 @@ from schemas.streams import (
     DEAD_LETTERS,
     MCP_REQUESTS,
     MCP_RESULTS,
+    TOOL_STREAMS,
     StreamSpec,
     artifact_wildcard,
     bucket_streams,
@@ -91,8 +92,15 @@ _ACCOUNTS: Final[Mapping[str, str]] = {
     JUDGE: "JUDGE",
 }
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
-_READ_ALL: Final = ("STREAM.LIST", "STREAM.NAMES", "INFO", f"CONSUMER.INFO.{AUDIT_LOG.name}.{PROJECTOR}")
-"""What the observer may ask besides: the list of streams, the account's totals, and how far the projector is."""
+_READ_ALL: Final = (
+    "STREAM.LIST",
+    "STREAM.NAMES",
+    "INFO",
+    f"CONSUMER.INFO.{AUDIT_LOG.name}.{PROJECTOR}",
+    *(f"STREAM.INFO.{spec.name}" for spec in TOOL_STREAMS),
+)
+"""What the observer may ask besides: the list of streams, the account's totals, how far the projector is, and how full
+the streams of tool calls are, whose messages are nobody's but the gateways'."""
 
 
 class NatsUser(BaseModel):

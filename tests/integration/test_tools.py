@@ -18,7 +18,7 @@ from schemas.events import ToolCompleted
 from schemas.mcp import McpServer
 from schemas.roles import DEFAULT_ROLES
 from tests.integration.round_lab import PreparedTurns, RoundLab, submits
-from tests.integration.tool_lab import ToolLab, agent_as
+from tests.integration.tool_lab import ToolLab, open_lab
 from tests.providers.gateway import record_task
 
 
@@ -27,9 +27,8 @@ async def lab(  # noqa: PLR0917  fixtures
     nats_server: NatsStatus, core: NatsClient, nats: NatsClient, owner: Pool, pool: Pool, tmp_path: Path
 ) -> AsyncIterator[ToolLab]:
     """Everything but a gateway."""
-    task_key = await record_task(owner, agent="roy", stage="backend")
-    async with agent_as(nats_server, "roy") as roy:
-        yield ToolLab(nats_server, core, nats, owner, pool, roy, task_key, tmp_path / "ledger")
+    async with open_lab(nats_server, core, nats, owner=owner, pool=pool, folder=tmp_path) as lab:
+        yield lab
 
 
 async def test_a_call_is_made_once_and_told_as_often_as_it_is_asked_for(lab: ToolLab) -> None:

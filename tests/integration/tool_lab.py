@@ -5,23 +5,36 @@ import itertools
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from coatcheck.events.dead_letters import DeadLetter, read_dead_letters
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import ensure_streams
 from coatcheck.storage.database import Pool
-from coatcheck.storage.journal import TurnJournal
+from coatcheck.storage.journal import LEASE, TurnJournal
+from coatcheck.storage.tool_calls import Granted, ToolCallRow, ToolJournal, tool_call_rows
 from schemas.config import Config
-from schemas.mcp import CallTool, ListTools, McpServer, ReadResult, ToolPending, ToolReply, ToolsReply
-from schemas.streams import TOOL_STREAMS
-from schemas.subjects import tools_subject
+from schemas.mcp import (
+    CallTool,
+    ListTools,
+    McpServer,
+    QueuedCall,
+    ReadResult,
+    ToolPending,
+    ToolReply,
+    ToolsReply,
+    call_token,
+)
+from schemas.streams import MCP_REQUESTS, TOOL_STREAMS
+from schemas.subjects import tool_request_subject, tools_subject
 from tests.integration.nats_clients import client_as
+from tests.providers.gateway import record_task
 from tests.tools import counting
 from workers.core import ensure_tool_queues
 from workers.gateway import tools
@@ -65,7 +78,7 @@ class Agent:
 
 @asynccontextmanager
 async def open_tools(
-    config: Mapping[str, McpServer], *, pool: Pool, nats: NatsClient, lease: timedelta = timedelta(seconds=6)
+    config: Mapping[str, McpServer], *, pool: Pool, nats: NatsClient, lease: timedelta = LEASE
 ) -> AsyncIterator[TurnJournal]:
     """A gateway's part for tools, which shows that it lives until the block ends."""
     journal = TurnJournal(pool, f"gateway-{uuid.uuid4()}", lease=lease)
@@ -105,12 +118,22 @@ class ToolLab:
     name: str = field(default_factory=lambda: f"count-{next(_numbers)}")
 
     @asynccontextmanager
-    async def gateway(self, *hints: str, others: Mapping[str, McpServer] | None = None, **options: Any) -> Any:
+    async def gateway(
+        self,
+        *hints: str,
+        others: Mapping[str, McpServer] | None = None,
+        lease: timedelta = LEASE,
+        **options: Any,
+    ) -> AsyncIterator[TurnJournal]:
         """One gateway, with the counting server and others; any number of them may be open."""
         config = {self.name: counting_server(self.ledger, *hints, **options), **(others or {})}
         await make_queues(self.core, config)
-        async with open_tools(config, pool=self.pool, nats=self.nats) as journal:
+        async with open_tools(config, pool=self.pool, nats=self.nats, lease=lease) as journal:
             yield journal
+
+    def other_server(self) -> McpServer:
+        """A second process of the same program, under a name of its own."""
+        return counting_server(self.ledger.with_name("other"))
 
     def call(self, tool: str, *, call_id: str = "", server: str | None = None, **arguments: Any) -> CallTool:
         """A call with an id of its own."""
@@ -125,6 +148,46 @@ class ToolLab:
     def counted(self) -> Counter[str]:
         """Key → how often it was counted."""
         return counted(self.ledger)
+
+    async def until(self, reached: Callable[[list[ToolCallRow]], bool]) -> None:
+        """Wait until the record is so."""
+        async with asyncio.timeout(20):
+            while not reached(await tool_call_rows(self.pool)):
+                await asyncio.sleep(0.02)
+
+    async def makers(self) -> list[Any]:
+        """How many calls each gateway has made."""
+        return await self.pool.fetch("SELECT gateway_id, count(*) AS made FROM tool_calls GROUP BY gateway_id")
+
+    async def begun_by_the_dead(self, call: CallTool, *, repeatable: bool) -> None:
+        """What a gateway leaves that died in a call: the intent, and no sign of life."""
+        dead = ToolJournal(self.pool, "dead", may_take_over=lambda: False)
+        assert isinstance(await dead.claim(call, agent="roy", repeatable=repeatable), Granted)
+
+    async def asked_anew(self, call: CallTool) -> Any:
+        """The job comes again, as JetStream would bring it, and the agent asks for its outcome."""
+        queued = QueuedCall(agent="roy", call=call, asked_at=datetime.now(UTC))
+        await self.nats.publish(
+            tool_request_subject(call.server, "roy"),
+            queued.model_dump_json().encode(),
+            message_id=call_token(call.task_key, call.tool_call_id),
+            stream=MCP_REQUESTS.name,
+        )
+        return await self.roy.ask(call)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """What was buried."""
+        return await read_dead_letters(self.core, latest=100)
+
+
+@asynccontextmanager
+async def open_lab(
+    server: NatsStatus, core: NatsClient, nats: NatsClient, *, owner: Pool, pool: Pool, folder: Path
+) -> AsyncIterator[ToolLab]:
+    """A running task of roy's, and everything but a gateway."""
+    task_key = await record_task(owner, agent="roy", stage="backend")
+    async with agent_as(server, "roy") as roy:
+        yield ToolLab(server, core, nats, owner, pool, roy, task_key, folder / "ledger")
 
 
 @asynccontextmanager

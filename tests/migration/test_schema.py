@@ -110,7 +110,7 @@ async def test_events_only_grow(
 
 
 async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[asyncpg.Record]") -> None:
-    """Journal turns and tool calls, read briefs, notices, tenants, owners of tasks; `test_storage_journal.py` shows the refusals."""
+    """Journal turns and tool calls, read briefs and owners; `test_storage_journal.py` shows the refusals."""
     tables = await owner.fetch(
         "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee = 'coatcheck_gateway'"
     )
