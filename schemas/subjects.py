@@ -99,6 +99,11 @@ def claims_subject(agent: str) -> str:
     return f"{PREFIX}.svc.claims.{agent}"
 
 
+def agents_subject(agent: str) -> str:
+    """The request-reply subject that tells what an agent's workers say of themselves, and makes it discoverable."""
+    return f"{PREFIX}.svc.agents.{agent}"
+
+
 def tools_subject(caller: str) -> str:
     """The request-reply subject on which an agent, or `core`, asks for tools and their calls."""
     return f"{PREFIX}.svc.tools.{caller}"

@@ -33,6 +33,7 @@ from schemas.events import JUDGE
 from schemas.streams import MCP_REQUESTS, TOOL_STREAMS, StreamSpec, bucket_streams, tool_queue
 from schemas.subjects import events_subject, tool_request_subject
 from schemas.task_queues import CORE
+from workers.discovery import discoverable
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
@@ -62,6 +63,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         log = EventLog(nats)
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
+        await stack.enter_async_context(discoverable(nats, team))
         await stack.enter_async_context(Projector(pool, nats).running())
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)

@@ -134,7 +134,11 @@ async def test_a_hundred_dead_gateways(
     seed = time.time_ns() % 10_000
     print(f"seed {seed}")
     ledger = tmp_path / "ledger"
-    servers = {"mortal": counting_server(ledger, max_concurrent=LANES, idempotent=("echo",), failures_to_open=1000)}
+    servers = {
+        "mortal": counting_server(
+            ledger, max_concurrent=LANES, idempotent=("echo",), failures_to_open=1000, timeout_seconds=60
+        )
+    }
     await make_queues(core, servers)
     herd = Herd(GatewayOrder(nats_server, gateway_dsn, servers), tmp_path, seed)
     async with open_pool(postgres_dsn) as owner, client_as(nats_server, "roy") as roy:
