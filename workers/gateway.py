@@ -25,7 +25,7 @@ from coatcheck.gateway.turns import TurnDesk
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.service import DRAIN_SECONDS, serve
-from coatcheck.messaging.work_queue import WorkQueue
+from coatcheck.messaging.work_queue import WorkQueue, working
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.journal import TurnJournal
@@ -83,12 +83,17 @@ async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsCli
         servers = await stack.enter_async_context(open_servers(config.mcp, os.environ))
         desk = ToolDesk(servers, journal=journal, nats=nats)
         caller = ToolCaller(servers, journal=journal, nats=nats, gateways=lambda: turns.gateways, on_outcome=desk.tell)
-        for name, server in config.mcp.items():
-            work = functools.partial(caller.work, server=name)
-            queue = WorkQueue(
-                nats, stream=MCP_REQUESTS.name, name=tool_queue(name), slots=server.max_concurrent, work=work
+        queues = [
+            WorkQueue(
+                nats,
+                stream=MCP_REQUESTS.name,
+                name=tool_queue(name),
+                slots=server.max_concurrent,
+                work=functools.partial(caller.work, server=name),
             )
-            await stack.enter_async_context(queue.running(DRAIN_SECONDS))
+            for name, server in config.mcp.items()
+        ]
+        await stack.enter_async_context(working(queues, DRAIN_SECONDS))
         await stack.enter_async_context(desk.open())
         callers = (*config.agents, OPERATOR)
         endpoints = {tools_subject(name): functools.partial(desk.handle, name) for name in callers}

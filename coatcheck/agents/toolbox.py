@@ -43,6 +43,9 @@ GATEWAY_AWAY_SECONDS: Final = 60.0
 READ_TOOL_RESULT: Final = "read_tool_result"
 _ANY: Final = SchemaValidator(core_schema.any_schema())  # the gateway holds the arguments against the server's schema
 _MODELS_FAULT: Final = frozenset({errors.TOOL_ARGUMENTS_INVALID, errors.TOOL_NOT_ALLOWED, errors.TOOL_KEY_CONFLICT})
+_SERVERS_FAULT: Final = frozenset(
+    {errors.TOOL_UNAVAILABLE, errors.TOOL_TIMED_OUT, errors.TOOL_PROTOCOL, errors.TOOL_FAILED}
+)
 _READ: Final = ToolDefinition(
     name=READ_TOOL_RESULT,
     description="Read on in a tool's result that was too long to be shown whole.",
@@ -129,6 +132,8 @@ class Toolbox(AbstractToolset[Desk]):
     def _said(self, reply: ToolReply) -> str:
         if isinstance(reply, ToolRefused) and reply.code in _MODELS_FAULT:
             raise ModelRetry(reply.message)
+        if isinstance(reply, ToolRefused) and reply.code in _SERVERS_FAULT:
+            raise ToolFailed(f"The tool was not called: {reply.message}.")
         if not isinstance(reply, ToolOutcome):
             raise _refusal(reply)
         self.cost_usd += reply.cost_usd

@@ -1,5 +1,6 @@
 """`tools`: asks a gateway, as the operator whose key is `core`'s, and reads the record of calls."""
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,17 @@ async def health(settings: Settings) -> list[ServerHealth]:
     if isinstance(found, ToolPending):
         raise ToolCallError("a server is still starting", hint="look again in a moment")
     return found.servers
+
+
+def glance(data_dir: Path) -> list[ServerHealth]:
+    """How the configured servers are, for a status that goes on without an answer; empty when there are none."""
+    names: list[str] = []
+    try:
+        settings = load_settings(data_dir)
+        names = list(load_config(settings.config_file).mcp)
+        return asyncio.run(health(settings)) if names else []
+    except CoatcheckError as error:
+        return [ServerHealth(server=name, state="failed", reason=str(error)) for name in names]
 
 
 async def _ask(settings: Settings, request: ListTools | CallTool, *, seconds: float) -> ToolReply:

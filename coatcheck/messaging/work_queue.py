@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Final
@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from pydantic_core import to_json
 
 from coatcheck.errors import CoatcheckError, MessagingUnavailableError
-from coatcheck.messaging.client import REQUEST_TIMEOUT_SECONDS, NatsClient, StoredMessage
+from coatcheck.messaging.client import REQUEST_TIMEOUT_SECONDS, ClientSubscription, NatsClient, StoredMessage
 
 ACK_WAIT_SECONDS: Final = 5.0
 """A dead process's jobs are with another one so much later."""
@@ -143,24 +143,31 @@ class WorkQueue:
         """Open requests, oldest first: how many jobs each may still bring, and when it is given up."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._subscription: ClientSubscription | None = None
+        self._pulling: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def running(self, drain_seconds: float) -> AsyncIterator[None]:
-        """Work until the block ends; then take no more jobs and finish those in hand, for at most that long."""
+    async def start(self) -> None:
+        """Begin to pull.
+
+        Raises:
+            NotAuthorizedError: this identity may not.
+            MessagingUnavailableError: no answer.
+        """
         self._inbox = (await self._client.connection()).raw.new_inbox()
-        subscription = await self._client.subscribe(f"{self._inbox}.*", self._take)
-        pulling = asyncio.create_task(self._pull())
-        try:
-            yield
-        finally:
-            pulling.cancel()
+        self._subscription = await self._client.subscribe(f"{self._inbox}.*", self._take)
+        self._pulling = asyncio.create_task(self._pull())
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Take no more jobs and finish those in hand; what takes longer comes again elsewhere."""
+        if self._pulling is not None and self._subscription is not None:
+            self._pulling.cancel()
             with suppress(OSError, CoatcheckError, nats.errors.Error):
-                await self._client.unsubscribe(subscription)
-            if self._tasks:
-                _, late = await asyncio.wait(self._tasks, timeout=drain_seconds)
-                for task in late:
-                    task.cancel()
-                await asyncio.gather(*late, return_exceptions=True)
+                await self._client.unsubscribe(self._subscription)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=drain_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _pull(self) -> None:
         """Keep as many jobs asked for as there are free slots."""
@@ -213,3 +220,14 @@ class WorkQueue:
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._changed.set()
+
+
+@asynccontextmanager
+async def working(queues: Sequence[WorkQueue], drain_seconds: float) -> AsyncIterator[None]:
+    """Work on all of them until the block ends; they are then stopped at the same time."""
+    try:
+        for queue in queues:
+            await queue.start()
+        yield
+    finally:
+        await asyncio.gather(*(queue.stop(drain_seconds) for queue in queues))

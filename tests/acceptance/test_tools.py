@@ -85,7 +85,8 @@ def test_a_tool_is_tried(cli: Cli) -> None:
 
 
 def test_the_doctor_knows_the_tools_and_the_log_is_empty(cli: Cli) -> None:
-    """Nobody has called anything in a task; both servers are up."""
+    """Nobody has called anything in a task; both servers are up, says the status too."""
+    assert {it["server"]: it["state"] for it in cli("status", "--json").json["tools"]} == {"time": "up", "count": "up"}
     findings = {item["check"]: item for item in cli("doctor", "--json").json}
     assert findings["tools"]["verdict"] == "ok"
     assert "time (2 tools)" in findings["tools"]["detail"]
