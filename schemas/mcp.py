@@ -125,6 +125,8 @@ class ListTools(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["list"] = "list"
+    only_health: bool = False
+    """Tell how the servers are, without tools and without starting any."""
 
 
 class CallTool(BaseModel):

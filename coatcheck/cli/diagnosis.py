@@ -197,7 +197,7 @@ async def _gateway(settings: Settings) -> str:
 
 
 async def _tools(settings: Settings) -> str:
-    servers = await toolbench.health(settings) if load_config(settings.config_file).mcp else []
+    servers = (await toolbench.offers(settings)).servers if load_config(settings.config_file).mcp else []
     if wrong := [f"{it.server} is {it.state}: {it.reason}" for it in servers if it.state != "up"]:
         raise CoatcheckError("; ".join(wrong), hint="`coatcheck tools list`; the gateway's log has what servers say")
     found = ", ".join(f"{it.server} ({it.tools} tools)" for it in servers)

@@ -46,14 +46,16 @@ class ToolCallError(CoatcheckError):
     code = "tool.call_failed"
 
 
-async def offers(settings: Settings) -> ToolOffers | ToolPending:
-    """What a gateway has; `ToolPending` while a server is still starting.
+async def offers(settings: Settings, *, only_health: bool = False) -> ToolOffers:
+    """What a gateway has; waits for servers that are starting.
 
     Raises:
         DependencyDownError: no gateway answers.
     """
-    reply = await _ask(settings, ListTools(), seconds=REPLY_SECONDS)
-    if isinstance(reply, ToolOffers | ToolPending):
+    request = ListTools(only_health=only_health)
+    while isinstance(reply := await _ask(settings, request, seconds=REPLY_SECONDS), ToolPending):
+        tell("waiting for MCP servers that are starting")
+    if isinstance(reply, ToolOffers):
         return reply
     raise _refusal(reply)
 
@@ -67,8 +69,7 @@ async def list_tools(*, as_json: bool, data_dir: Path) -> None:
     """
     settings = load_settings(data_dir)
     servers = load_config(settings.config_file).mcp
-    while isinstance(found := await offers(settings), ToolPending):
-        tell("waiting for servers that are starting")
+    found = await offers(settings)
     if as_json:
         emit_json(found)
     else:
@@ -159,21 +160,13 @@ def _cells(row: ToolCallRow) -> list[str]:
     ]
 
 
-async def health(settings: Settings) -> list[ServerHealth]:
-    """How the configured servers are, as one gateway sees them; raises as `offers`, when one is starting too."""
-    found = await offers(settings)
-    if isinstance(found, ToolPending):
-        raise ToolCallError("a server is still starting", hint="look again in a moment")
-    return found.servers
-
-
 def glance(data_dir: Path) -> list[ServerHealth]:
     """How the configured servers are, for a status that goes on without an answer; empty when there are none."""
     names: list[str] = []
     try:
         settings = load_settings(data_dir)
         names = list(load_config(settings.config_file).mcp)
-        return asyncio.run(health(settings)) if names else []
+        return asyncio.run(offers(settings, only_health=True)).servers if names else []
     except CoatcheckError as error:
         return [ServerHealth(server=name, state="failed", reason=str(error)) for name in names]
 

@@ -159,6 +159,11 @@ class ToolLab:
         """How many calls each gateway has made."""
         return await self.pool.fetch("SELECT gateway_id, count(*) AS made FROM tool_calls GROUP BY gateway_id")
 
+    async def most_at_once(self) -> int:
+        """Calls under way at the same time, as the record has it."""
+        rows = await self.pool.fetch("SELECT started_at, completed_at FROM tool_calls")
+        return max(sum(it["started_at"] <= row["started_at"] < it["completed_at"] for it in rows) for row in rows)
+
     async def begun_by_the_dead(self, call: CallTool, *, repeatable: bool) -> None:
         """What a gateway leaves that died in a call: the intent, and no sign of life."""
         dead = ToolJournal(self.pool, "dead", may_take_over=lambda: False)

@@ -94,12 +94,17 @@ class ToolDesk:
     async def _reply(self, caller: str, request: ListTools | CallTool | ReadResult) -> ToolReply:
         match request:
             case ListTools():
-                return await self._offers(self._allowed(caller))
+                servers = self._allowed(caller)
+                if request.only_health:
+                    return ToolOffers(tools=[], servers=[server.health() for server in servers])
+                return await self._offers(servers)
             case ReadResult():
                 return await self._read(caller, request)
             case CallTool():
                 server = self._check_allowed(caller, request)
-                return await (self._try(server, request) if caller == OPERATOR else self._call(caller, server, request))
+                if caller == OPERATOR:
+                    return await self._try(server, request)
+                return await self._call(caller, server, request)
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
