@@ -29,6 +29,8 @@ POINTS: Final[frozenset[str]] = frozenset(
         "reconcile.after_rows",
         "projector.before_insert",
         "projector.after_insert",
+        "tracer.before_send",
+        "tracer.after_send",
         "agent.before_turn",
         "agent.after_turn",
         "agent.before_publish",
@@ -52,6 +54,10 @@ POINTS: Final[frozenset[str]] = frozenset(
         "tools.after_outcome",
         "tools.after_result",
         "tools.after_ack",
+        "ledger.before_reserve",
+        "ledger.after_reserve",
+        "ledger.before_settle",
+        "ledger.after_settle",
     }
 )
 

@@ -104,7 +104,9 @@ async def test_a_server_speaks_streamable_http(lab: ToolLab, monkeypatch: pytest
         async with lab.gateway(others=others):
             assert (await lab.roy.ask(lab.call("repeat", server="http", text="ab", times=2))).text == "abab"
             flood = lab.call("repeat", server="http", text="x", times=2_000_000)
-            assert (await lab.roy.ask(flood)).code == errors.TOOL_RESULT_TOO_LARGE
+            cut = await lab.roy.ask(flood)
+            assert cut.code == errors.TOOL_RESULT_TOO_LARGE
+            assert "more than 100,000" in cut.text  # it was never read to its end
             assert (await lab.roy.ask(lab.call("repeat", server="http", text="ab", times=1))).text == "ab"
             refused = await lab.roy.ask(lab.call("repeat", server="no-token", text="x", times=1))
             assert (refused.kind, refused.code) == ("refused", errors.TOOL_UNAVAILABLE)
