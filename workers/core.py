@@ -34,6 +34,7 @@ from coatcheck.messaging.streams import (
     refuse_lost_streams,
     stream_statuses,
 )
+from coatcheck.messaging.work_queue import ensure_work_queue
 from coatcheck.services.ledger import LedgerService
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
@@ -44,9 +45,10 @@ from coatcheck.telemetry.instruments import BackboneInstruments, LedgerInstrumen
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.ledger import Verb, agent_account
-from schemas.streams import StreamSpec, bucket_streams
-from schemas.subjects import events_subject, ledger_subject
+from schemas.streams import MCP_REQUESTS, TOOL_STREAMS, StreamSpec, bucket_streams, tool_queue
+from schemas.subjects import events_subject, ledger_subject, tool_request_subject
 from schemas.task_queues import CORE
+from workers.discovery import discoverable
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
@@ -78,6 +80,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(await _ledger(pool, nats, team))
+        await stack.enter_async_context(discoverable(nats, team))
         await stack.enter_async_context(Projector(pool, nats).running())
         await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
@@ -146,11 +149,24 @@ async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
     former = recorded.keys() - {spec.name for spec in team.streams}
     removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
     refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
-    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents), *LOGS])
+    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents), *LOGS, *TOOL_STREAMS])
+    await ensure_tool_queues(nats, team)
     for status in statuses:
         for difference in status.drift:
             _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)
     refuse_foreign_streams(statuses)
+
+
+async def ensure_tool_queues(nats: NatsClient, team: Config) -> None:
+    """A queue for each MCP server, so that none waits behind another's; how many calls it takes at once is its own."""
+    for name, server in team.mcp.items():
+        await ensure_work_queue(
+            nats,
+            stream=MCP_REQUESTS.name,
+            name=tool_queue(name),
+            filter_subject=tool_request_subject(name, "*"),
+            max_ack_pending=server.max_concurrent,
+        )
 
 
 async def _check_durability(monitor_url: str | None) -> None:

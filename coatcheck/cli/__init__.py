@@ -27,6 +27,7 @@ GROUPS: Final = (
     "agents",
     "benchmark",
     "judging",
+    "tools",
     "configuration",
     "operations",
 )

@@ -18,6 +18,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 
 from activities.queues import pollers
+from coatcheck.cli import toolbench
 from coatcheck.cli.event_log import backbone_problems
 from coatcheck.cli.events import MAX_LAG
 from coatcheck.cli.output import columns, emit, emit_json
@@ -35,6 +36,7 @@ from coatcheck.settings import Settings
 from coatcheck.storage.migrate import pending
 from coatcheck.workspace.isolation import describe
 from coatcheck.workspace.sandbox import Sandbox
+from schemas.streams import TOOL_STREAMS
 from schemas.task_queues import CORE, agent_queue
 from workers.temporal import check_search_attributes
 
@@ -163,7 +165,7 @@ async def _nats_sync(settings: Settings) -> str:
 
 
 async def _streams(settings: Settings) -> str:
-    known = [*load_config(settings.config_file).streams, *LOGS]
+    known = [*load_config(settings.config_file).streams, *LOGS, *TOOL_STREAMS]
     async with open_nats(settings) as client:
         statuses = await stream_statuses(client, known)
     if missing := {spec.name for spec in known} - {status.name for status in statuses}:
@@ -192,6 +194,14 @@ async def _gateway(settings: Settings) -> str:
         except MessagingUnavailableError as error:
             raise DependencyDownError("nobody serves model calls", hint=_WORKER_HINT.format(kind="gateway")) from error
     return f"model calls are served by {answer['name']} {answer['version']}"
+
+
+async def _tools(settings: Settings) -> str:
+    servers = (await toolbench.offers(settings)).servers if load_config(settings.config_file).mcp else []
+    if wrong := [f"{it.server} is {it.state}: {it.reason}" for it in servers if it.state != "up"]:
+        raise CoatcheckError("; ".join(wrong), hint="`coatcheck tools list`; the gateway's log has what servers say")
+    found = ", ".join(f"{it.server} ({it.tools} tools)" for it in servers)
+    return found or "no MCP server is configured"
 
 
 # --- PostgreSQL and the rest --------------------------------------------------------------------------------------
@@ -273,6 +283,7 @@ CHECKS: Final[dict[str, Check]] = {
     "streams": _streams,
     "events": _events,
     "gateway worker": _gateway,
+    "tools": _tools,
     "postgres": _postgres,
     "migrations": _migrations,
     "model": _model,

@@ -18,7 +18,7 @@ from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.streams import stream_statuses
 from coatcheck.storage import state
 from schemas.deliverable import HEADER_SHA256, DeliverableRef, StoredDeliverable
-from schemas.streams import StreamSpec, StreamStatus, bucket_streams
+from schemas.streams import TOOL_STREAMS, StreamSpec, StreamStatus, bucket_streams
 from schemas.subjects import agent_of
 
 _SHA256_SHOWN: Final = 12
@@ -124,7 +124,7 @@ async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
     """
     settings = load_settings(data_dir)
     config = load_config(settings.config_file)
-    known = [*config.streams, *bucket_streams(config.agents), *LOGS]
+    known = [*config.streams, *bucket_streams(config.agents), *LOGS, *TOOL_STREAMS]
     async with open_nats(settings) as client:
         statuses = await stream_statuses(client, known)
     missing = [spec.name for spec in known if spec.name not in {status.name for status in statuses}]

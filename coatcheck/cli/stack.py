@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coatcheck.localstack.config import StackConfig
     from coatcheck.localstack.status import MemberStatus, StackStatus
     from coatcheck.settings import Settings
+    from schemas.mcp import ServerHealth
 
 app = typer.Typer()
 
@@ -123,11 +124,17 @@ def down(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command()
 def status(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Show what runs and where. Exits with 3 when the stack is not running."""
+    """Show what runs and where, and how the MCP servers are. Exits with 3 when the stack is not running."""
     from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
 
     found = load_status(data_dir)
-    sys.stdout.write(found.model_dump_json(indent=2) + "\n" if as_json else _table(found))
+    tools = _tools(data_dir) if found.state == StackState.RUNNING and found.config_file else []
+    if as_json:
+        from coatcheck.cli.output import emit_json  # noqa: PLC0415
+
+        emit_json(found.model_dump(mode="json") | ({"tools": tools} if tools else {}))
+    else:
+        sys.stdout.write(_table(found) + "".join(f"{_health(server)}\n" for server in tools))
     if found.state != StackState.RUNNING:
         raise typer.Exit(EXIT_DEPENDENCY_DOWN)
 
@@ -149,6 +156,16 @@ def _table(found: "StackStatus") -> str:
         lines.append(f"phoenix   {found.phoenix.url}")
     lines += ["", *(_row(member) for member in (*found.servers, *found.workers))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tools(data_dir: Path) -> "list[ServerHealth]":
+    from coatcheck.cli import toolbench  # noqa: PLC0415
+
+    return toolbench.glance(data_dir)
+
+
+def _health(server: "ServerHealth") -> str:
+    return f"{f'mcp {server.server}':<9} {server.state:<11} {server.reason}".rstrip()
 
 
 def _row(member: "MemberStatus") -> str:

@@ -61,14 +61,24 @@ def worker_environment(
     """
     inherited = {**os.environ, **extra, **connections}
     named = {name for role in team.roles.values() if role.kind == "command" for name in role.env}
-    return {name: value for name, value in inherited.items() if _visible(name, spec.access, named)} | spec.env
+    secrets = {name for server in team.mcp.values() for name in server.variables}
+    visible = {name for name in inherited if _visible(name, spec.access, named=named, secrets=secrets)}
+    return {name: inherited[name] for name in visible} | spec.env
 
 
-def _visible(name: str, access: tuple[Access, ...], named: Collection[str]) -> bool:
+def _visible(name: str, access: tuple[Access, ...], *, named: Collection[str], secrets: Collection[str]) -> bool:
+    """Whether a worker may see a variable.
+
+    Args:
+        name: Of the variable.
+        access: What the worker may know.
+        named: Variables that command agents' roles name.
+        secrets: Variables that MCP servers are given, which the gateway starts.
+    """
     if name in named and "commands" in access and not any(name in names for names in _VARIABLES.values()):
         return True
     if any(name in names for names in _VARIABLES.values()):
         return any(name in names and right in access for right, names in _VARIABLES.items())
-    if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES):
+    if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES) or name in secrets:
         return "providers" in access
     return True

@@ -327,6 +327,11 @@ class NatsClient:
         """
         return await self._live()
 
+    @property
+    def js_prefix(self) -> str:
+        """Where this identity finds the JetStream API."""
+        return self._js_prefix
+
     async def max_message_bytes(self) -> int:
         """The largest payload that this client sends: the server's `max_payload` minus the room for headers."""
         return (await self._live()).raw.max_payload - HEADER_ROOM_BYTES

@@ -49,7 +49,7 @@ def stream_config(spec: StreamSpec, *, replicas: int = 1) -> dict[str, Any]:
     return {
         "name": spec.name,
         "subjects": list(spec.subjects),
-        "retention": "limits",
+        "retention": spec.retention,
         "storage": "file",
         "discard": spec.discard,
         "max_msgs": spec.max_msgs,
