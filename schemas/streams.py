@@ -180,5 +180,7 @@ class StreamStatus(BaseModel):
     first_seq: int
     last_seq: int
     consumer_count: int
+    unarchived: int | None = None
+    """Messages that are not in the archive yet; `None` for a stream that is not archived, or when nobody asked."""
     drift: list[str] = []
     """One `setting: is X, should be Y` per difference; empty when the stream is as declared."""

@@ -99,6 +99,11 @@ def claims_subject(agent: str) -> str:
     return f"{PREFIX}.svc.claims.{agent}"
 
 
+def archive_subject(reader: str) -> str:
+    """The request-reply subject on which an identity reads what retention has dropped."""
+    return f"{PREFIX}.svc.archive.{reader}"
+
+
 def service_wildcard(agent: str) -> str:
     """Every request-reply subject of `agent`: `agog.svc.<service>.<agent>`."""
     return f"{PREFIX}.svc.*.{agent}"

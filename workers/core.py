@@ -32,6 +32,7 @@ from schemas.events import JUDGE
 from schemas.streams import StreamSpec, bucket_streams
 from schemas.subjects import events_subject
 from schemas.task_queues import CORE
+from workers.archiver import archiving
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
@@ -62,6 +63,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(Projector(pool, nats).running())
+        await stack.enter_async_context(archiving(settings, pool, nats))
         client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
         await check_search_attributes(client)
         await ensure_schedules(client)

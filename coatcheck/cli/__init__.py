@@ -22,6 +22,7 @@ GROUPS: Final = (
     "questions",
     "records",
     "events",
+    "archive",
     "agents",
     "benchmark",
     "judging",

@@ -102,16 +102,22 @@ def down(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command()
 def status(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Show what runs and where. Exits with 3 when the stack is not running."""
+    """Show what runs and where, and how far the archive is. Exits with 3 when the stack is not running."""
+    from coatcheck.cli import archiving  # noqa: PLC0415
+    from coatcheck.cli.output import emit_json  # noqa: PLC0415
     from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
 
     found = load_status(data_dir)
-    sys.stdout.write(found.model_dump_json(indent=2) + "\n" if as_json else _table(found))
+    unarchived = archiving.unarchived(data_dir) if found.state == StackState.RUNNING and found.nats else None
+    if as_json:
+        emit_json(found.model_dump(mode="json") | {"unarchived": unarchived})
+    else:
+        sys.stdout.write(_table(found, unarchived))
     if found.state != StackState.RUNNING:
         raise typer.Exit(EXIT_DEPENDENCY_DOWN)
 
 
-def _table(found: "StackStatus") -> str:
+def _table(found: "StackStatus", unarchived: int | None) -> str:
     lines = [f"stack     {found.state}  {found.data_dir}"]
     if found.config_file:
         lines.append(f"config    {found.config_file}")
@@ -123,6 +129,8 @@ def _table(found: "StackStatus") -> str:
         lines.append(f"nats      {found.nats.url}  {found.nats.monitor_url or ''}".rstrip())
     if found.postgres:
         lines.append(f"postgres  {found.postgres.dsn.rpartition('@')[2]}")
+    if unarchived is not None:
+        lines.append(f"archive   {unarchived:,} deliverables are not in it yet")
     lines += ["", *(_row(member) for member in (*found.servers, *found.workers))]
     return "\n".join(lines).rstrip() + "\n"
 

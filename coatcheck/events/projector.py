@@ -20,7 +20,7 @@ from coatcheck.messaging.accounts import PROJECTOR
 from coatcheck.messaging.client import NatsClient, StoredMessage
 from coatcheck.messaging.consumer import BatchConsumer
 from coatcheck.storage.database import Pool
-from coatcheck.storage.events import Connection, EventRow, RowRefusedError, project, sole_projector
+from coatcheck.storage.events import PROJECTOR_LOCK, Connection, EventRow, RowRefusedError, project, sole_reader
 from schemas.events import EventInvalidError
 from schemas.streams import AUDIT_LOG
 
@@ -83,7 +83,7 @@ class Projector:
 
     async def _session(self) -> None:
         """As long as this is the one projector, and all servers answer."""
-        async with sole_projector(self._pool) as connection:
+        async with sole_reader(self._pool, PROJECTOR_LOCK) as connection:
             if connection is not None:
                 try:
                     _log.info("projecting the audit log from %d", await self._consumer.rewind())

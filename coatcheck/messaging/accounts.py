@@ -48,10 +48,11 @@ OWN_JS_PREFIX: Final = "$JS.API"
 HUB_JS_PREFIX: Final = "JS.hub.API"
 
 EVENTS: Final = "events"
-SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT, EVENTS: HUB}
+ARCHIVE: Final = "archive"
+SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT, EVENTS: HUB, ARCHIVE: HUB}
 """Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each.
 
-The judge may call `events` alone.
+The judge may call `events` too, and whoever may read the streams `archive`.
 """
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
@@ -63,6 +64,10 @@ _CHANGES: Final = kv_changes(AGENT_STATE)
 
 PROJECTOR: Final = "events-projector"
 """The durable consumer that brings the audit log into PostgreSQL."""
+ARCHIVER: Final = "deliverables-archiver"
+"""The durable consumer, one of each stream of deliverables, that brings them into the archive."""
+ARCHIVE_READERS: Final = (GATEWAY, OBSERVER, JUDGE)
+"""Besides the agents: who may read the streams of deliverables and no folder of ours."""
 
 LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
 """What happened, which core writes and agents do not even read."""
@@ -186,12 +191,14 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", auditors) for verb in _stream_verbs(LOGS)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _archiver_verbs(streams)]
     exports.append(_export_stream(_LIVE, auditors))
     exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
     exports.append(_export(_GATEWAY_WRITES, [users[GATEWAY].account]))
     exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
     exports += _served_by(HUB, agents)
     exports.append(_export(_service(EVENTS, JUDGE), [users[JUDGE].account], REPLY_THRESHOLD))
+    exports += [_export(_service(ARCHIVE, name), [users[name].account], REPLY_THRESHOLD) for name in ARCHIVE_READERS]
     discovery = _import("$SRV.>", account=GATEWAY_ACCOUNT)
     return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=[discovery], jetstream=True)
 
@@ -200,7 +207,11 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
     """Not in the hub: there a gateway that was taken over could forge deliverables through reply subjects."""
     discovery = f'{{ service: "$SRV.>", accounts: ["{HUB}"], response_type: stream }}'
     permissions = _permissions(
-        publish=[_GATEWAY_WRITES, *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams))],
+        publish=[
+            _GATEWAY_WRITES,
+            _service(ARCHIVE, GATEWAY),
+            *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)),
+        ],
         subscribe=[
             _CHANGES,
             *(_service(name, "*") for name, account in SERVICES.items() if account == user.account),
@@ -216,6 +227,7 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
         exports=[*_served_by(user.account, agents), discovery],
         imports=[
             _import(_GATEWAY_WRITES),
+            _import(_service(ARCHIVE, GATEWAY)),
             _import_stream(_CHANGES),
             *(_import_js(verb) for verb in _stream_verbs(streams)),
         ],
@@ -243,20 +255,27 @@ def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 
 
 def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL]
+    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL, *_archiver_verbs(streams)]
+    archive = _service(ARCHIVE, OBSERVER)
     permissions = _permissions(
-        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"]
+        publish=[archive, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
+        subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [_import(archive), _import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
 def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs, report = _stream_verbs([*streams, *LOGS]), _service(EVENTS, JUDGE)
+    verbs, services = _stream_verbs([*streams, *LOGS]), [_service(EVENTS, JUDGE), _service(ARCHIVE, JUDGE)]
     permissions = _permissions(
-        publish=[report, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)], subscribe=[_LIVE, f"{user.inbox_prefix}.>"]
+        publish=[*services, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
+        subscribe=[_LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import(report), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [
+        *(_import(service) for service in services),
+        _import_stream(_LIVE),
+        *(_import_js(verb) for verb in verbs),
+    ]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
@@ -270,6 +289,11 @@ def _service(service: str, agent: str) -> str:
 
 def _stream_verbs(streams: Sequence[StreamSpec]) -> list[str]:
     return [f"{verb}.{stream.name}" for stream in streams for verb in _READ_STREAM]
+
+
+def _archiver_verbs(streams: Sequence[StreamSpec]) -> list[str]:
+    """How far the archiver is; the buckets among the streams have none, and then the answer says so."""
+    return [f"CONSUMER.INFO.{stream.name}.{ARCHIVER}" for stream in streams]
 
 
 def _account(

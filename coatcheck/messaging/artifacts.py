@@ -32,6 +32,7 @@ from coatcheck.errors import (
     MessagingRefusedError,
 )
 from coatcheck.failpoints import failpoint
+from coatcheck.messaging.archive import ArchiveClient
 from coatcheck.messaging.client import STREAM_FULL, NatsClient, StoredMessage
 from coatcheck.messaging.keyvalue import publish_at
 from schemas.deliverable import MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, Artifact, check_artifact_path
@@ -86,11 +87,19 @@ class ArtifactStore:
     Args:
         client: An agent's connection to put into its own bucket; any identity's to get.
         now: The time, for the age of what is stored.
+        archived: Whether to ask the archive for what the bucket does not keep any more.
     """
 
-    def __init__(self, client: NatsClient, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        client: NatsClient,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        archived: bool = True,
+    ) -> None:
         self._client = client
         self._now = now
+        self._archive = ArchiveClient(client) if archived else None
 
     async def put(self, agent: str, files: Mapping[str, bytes]) -> list[Artifact]:
         """Store the files of one deliverable and list them, in order of their paths.
@@ -122,11 +131,11 @@ class ArtifactStore:
         return artifacts
 
     async def get(self, agent: str, artifact: Artifact) -> bytes:
-        """Read one file.
+        """Read one file, from the archive when the bucket does not keep it any more.
 
         Raises:
             DeliverableCorruptError: what is stored has not the size or sha256 that the deliverable gives.
-            DeliverableExpiredError: the bucket does not keep it any more.
+            DeliverableExpiredError: the bucket does not keep it any more, nor does the archive.
             DeliverableNotFoundError: it was never stored.
             ArtifactInvalidError: it claims to be larger than all files of a deliverable may be.
             NotAuthorizedError: this identity may not read that bucket.
@@ -137,7 +146,7 @@ class ArtifactStore:
         _check_listing([(artifact.path, artifact.bytes)])
         found = await self._last(agent, artifact.sha256)
         if found is None:
-            raise await self._why_gone(agent, artifact)
+            return await self._from_archive(agent, artifact)
         where = _where(agent, artifact)
         info = _parse(found)
         if info is None or not _names(info, artifact.sha256, artifact.bytes):
@@ -223,6 +232,16 @@ class ArtifactStore:
             data += chunk.data
             sequence = chunk.sequence
         return bytes(data)
+
+    async def _from_archive(self, agent: str, artifact: Artifact) -> bytes:
+        """What the bucket has dropped."""
+        reason = await self._why_gone(agent, artifact)
+        if self._archive is None or not isinstance(reason, DeliverableExpiredError):
+            raise reason
+        data = await self._archive.content(artifact.sha256, artifact.bytes)
+        if data is None:
+            raise reason
+        return data
 
     async def _why_gone(self, agent: str, artifact: Artifact) -> Exception:
         """Nobody can delete, so a bucket that has dropped messages has dropped them for their age."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coatcheck.training.destinations import (
+from coatcheck.objects.destinations import (
     DestinationDownError,
     DestinationError,
     Folder,
@@ -99,7 +99,7 @@ def test_a_folder_has_a_file_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coatcheck.training.destinations.os.fsync", dies)
+    monkeypatch.setattr("coatcheck.objects.destinations.os.fsync", dies)
     with pytest.raises(KeyboardInterrupt):
         folder.put("a/b.csv", source)
     assert folder.get("a/b.csv") == b"old"
