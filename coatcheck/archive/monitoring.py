@@ -47,10 +47,9 @@ class ArchiveLag(BaseModel):
         if not self.level and (self.oldest_at is None or (now - self.oldest_at).total_seconds() < BEHIND_SECONDS):
             return None
         since = f" since {self.oldest_at:%Y-%m-%d %H:%M:%S}" if self.oldest_at else ""
-        used = f"{self.used_percent:.0f}%"
         return (
-            f"{self.stream}: {self.unarchived:,} deliverables wait{since} to be archived, and {used} of the limit at which "
-            "retention drops them are used"
+            f"{self.stream}: {self.unarchived:,} deliverables wait{since} to be archived; {self.used_percent:.0f}% of "
+            "the limit at which retention drops them is used"
         )
 
 

@@ -49,6 +49,8 @@ class Shelf:
     def __init__(self, destination: Destination, *, place: str) -> None:
         self.place = place
         self._destination = destination
+        self._writing: dict[str, asyncio.Future[None]] = {}
+        """Deliverables that come together often have a file in common."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="archive")
 
     async def keep(self, key: str, data: bytes) -> None:
@@ -58,7 +60,10 @@ class Shelf:
             DestinationError: it is refused.
             DestinationDownError: no answer, or what is read back is not what was written.
         """
-        await self._do(self._keep, key, data)
+        if (writing := self._writing.get(key)) is None:
+            writing = self._writing[key] = asyncio.ensure_future(self._do(self._keep, key, data))
+            writing.add_done_callback(lambda _: self._writing.pop(key))
+        await asyncio.shield(writing)
 
     async def keep_record(self, record: ArchivedMessage) -> None:
         """Store the record of a message, under its sequence last; raises as `keep` does."""

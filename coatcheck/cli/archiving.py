@@ -90,5 +90,5 @@ async def verify(*, as_json: bool, data_dir: Path) -> None:
     if found.problems:
         raise ArchiveError(
             f"{len(found.problems):,} things in {place} are missing or corrupt",
-            hint="what its stream still keeps is archived again after `nats consumer reset`; else a backup has it",
+            hint="what its stream still keeps is archived again after `nats consumer rm STREAM deliverables-archiver`",
         )

@@ -128,8 +128,7 @@ class DeliverableService:
             message = await self._client.fetch_by_sequence(stream, sequence)
         except DeliverableNotFoundError as error:
             reason = await self._why_gone(stream, sequence)
-            archived = await self._archived(stream, sequence, sha256, reason)
-            if archived is None:
+            if (archived := await self._archived(stream, sequence, sha256, reason)) is None:
                 raise reason from error
             return _parse(archived, expected=sha256 or archived.headers.get(HEADER_SHA256), source="archive")
         return _parse(message, expected=sha256 or message.headers.get(HEADER_SHA256))
@@ -209,7 +208,10 @@ class DeliverableService:
         is_lost = isinstance(reason, DeliverableLostError) and sha256 is not None
         if self._archive is None or not (is_lost or isinstance(reason, DeliverableExpiredError)):
             return None
-        return await self._archive.message(stream, sequence, sha256=sha256)
+        found = await self._archive.message(stream, sequence, sha256=sha256)
+        if found is None and not is_lost:
+            raise DeliverableExpiredError(f"{reason}; nor is it in the archive")
+        return found
 
     async def _last_archived(self, stream: str, subject: str) -> StoredMessage | None:
         """The last one of a subject, unless the stream still has everything that it ever held."""
