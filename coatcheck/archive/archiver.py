@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -84,8 +84,9 @@ class Archiver:
             try:
                 async with sole_reader(self._pool, ARCHIVER_LOCK) as connection:
                     if connection is not None:
-                        async with self._working():
-                            while not connection.is_closed():  # noqa: ASYNC110  a lost connection wakes nobody
+                        async with self._working() as watch:
+                            # A lost connection, and the lock with it, wakes nobody.
+                            while not (connection.is_closed() or watch.done()):  # noqa: ASYNC110
                                 await asyncio.sleep(STANDBY_SECONDS)
             except CoatcheckError as error:
                 _log.warning("the archiver begins again: %s", error)
@@ -94,16 +95,20 @@ class Archiver:
             await asyncio.sleep(STANDBY_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def _working(self) -> AsyncIterator[None]:
-        """Follow every stream of deliverables; those of roles that were removed still have some."""
+    async def _working(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Follow every stream of deliverables; those of roles that were removed still have some.
+
+        Yields:
+            A task that ends when there are others.
+        """
         streams = await deliverable_streams(self._client)
         _log.info("archiving %d streams to %s", len(streams), self._shelf.place)
         tasks = [asyncio.create_task(self._follow(stream), name=f"archive-{stream}") for stream in streams]
-        tasks.append(asyncio.create_task(self._watch(streams), name="archive-watch"))
+        watch = asyncio.create_task(self._watch(streams), name="archive-watch")
         try:
-            yield
+            yield watch
         finally:
-            await _end(tasks)
+            await _end([*tasks, watch])
 
     async def _follow(self, stream: str) -> None:
         pause = self._pause_seconds
@@ -180,12 +185,15 @@ class Archiver:
             return
         await self._shelf.keep(object_key(artifact.sha256), data)
 
-    async def _watch(self, streams: Collection[str]) -> None:
+    async def _watch(self, streams: Sequence[str]) -> None:
+        """Raise the alarm, until there are other streams."""
         alarm = Alarm()
         while True:
             try:
                 for lag in await archive_lags(self._client, streams):
                     alarm.look(lag)
+                if await deliverable_streams(self._client) != streams:
+                    return
             except CoatcheckError as error:
                 _log.warning("how far behind the archive is cannot be told: %s", error)
             await asyncio.sleep(WATCH_SECONDS)
@@ -193,7 +201,7 @@ class Archiver:
 
 async def deliverable_streams(client: NatsClient) -> list[str]:
     """The streams that hold deliverables; `client` may list streams."""
-    return (await client.api("STREAM.NAMES", {"subject": deliverable_wildcard("*")}))["streams"] or []
+    return sorted((await client.api("STREAM.NAMES", {"subject": deliverable_wildcard("*")}))["streams"] or [])
 
 
 def _artifacts(message: StoredMessage) -> Iterable[Artifact]:

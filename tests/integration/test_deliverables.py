@@ -146,7 +146,7 @@ async def short_stream(core: NatsClient) -> DeliverableService:
     """A stream that keeps two messages, and its service."""
     if SHORT.name not in {item["config"]["name"] for item in (await core.api("STREAM.LIST"))["streams"]}:
         await core.api(f"STREAM.CREATE.{SHORT.name}", stream_config(SHORT))
-    return DeliverableService(core, streams=[*STREAMS, SHORT])
+    return DeliverableService(core, streams=[*STREAMS, SHORT], archived=False)
 
 
 async def publish_short(service: DeliverableService, feature: str) -> DeliverableRef:
