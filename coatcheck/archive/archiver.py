@@ -8,7 +8,6 @@ whoever looks is told how near those are. What is no deliverable is kept as it i
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
@@ -16,7 +15,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from coatcheck.archive.monitoring import Alarm, archive_lags
-from coatcheck.archive.shelf import Shelf, object_key
+from coatcheck.archive.shelf import Shelf
 from coatcheck.errors import (
     ArtifactInvalidError,
     CoatcheckError,
@@ -156,8 +155,7 @@ class Archiver:
 
     async def _store(self, message: StoredMessage) -> None:
         await failpoint("archive.before_store")
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(message.data).hexdigest())
-        await self._shelf.keep(object_key(digest), message.data)
+        digest = await self._shelf.keep_body(message.data)
         for artifact in _artifacts(message):
             await self._store_file(message, artifact)
         await failpoint("archive.before_record")
@@ -183,7 +181,7 @@ class Archiver:
         except (DeliverableError, ArtifactInvalidError, StreamMissingError) as error:
             _log.error("%s.%d is archived without a file: %s", message.stream, message.sequence, error)
             return
-        await self._shelf.keep(object_key(artifact.sha256), data)
+        await self._shelf.keep_file(artifact.sha256, data)
 
     async def _watch(self, streams: Sequence[str]) -> None:
         """Raise the alarm, until there are other streams."""

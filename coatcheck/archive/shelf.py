@@ -53,27 +53,25 @@ class Shelf:
         """Deliverables that come together often have a file in common."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="archive")
 
-    async def keep(self, key: str, data: bytes) -> None:
-        """Store bytes under a key that ends in their sha256, and read them back; nothing if they are there.
+    async def keep_body(self, data: bytes) -> str:
+        """Store a content, read it back, and return its sha256; raises as `keep_file` does."""
+        return await self._do(self._keep_content, data)
+
+    async def keep_file(self, sha256: str, data: bytes) -> None:
+        """Store a content whose sha256 is known, and read it back; nothing if it is there.
 
         Raises:
             DestinationError: it is refused.
             DestinationDownError: no answer, or what is read back is not what was written.
         """
-        if (writing := self._writing.get(key)) is None:
-            writing = self._writing[key] = asyncio.ensure_future(self._do(self._keep, key, data))
-            writing.add_done_callback(lambda _: self._writing.pop(key))
+        if (writing := self._writing.get(sha256)) is None:
+            writing = self._writing[sha256] = asyncio.ensure_future(self._do(self._keep, object_key(sha256), data))
+            writing.add_done_callback(lambda _: self._writing.pop(sha256))
         await asyncio.shield(writing)
 
     async def keep_record(self, record: ArchivedMessage) -> None:
-        """Store the record of a message, under its sequence last; raises as `keep` does."""
-        data = record.model_dump_json().encode()
-        digest = hashlib.sha256(data).hexdigest()
-        moment = f"{record.stored_at:%Y%m%dT%H%M%S.%f}".replace(".", "")
-        number = f"{record.sequence:020}.{digest}"
-        if is_plain(record.subject):  # it becomes a folder, and nobody can ask for another one
-            await self.keep(f"{_SUBJECTS}/{record.subject}/{moment}.{record.stream}.{number}", data)
-        await self.keep(f"{_record_folder(record.stream, record.sequence)}/{number}", data)
+        """Store the record of a message, under its sequence last; raises as `keep_file` does."""
+        await self._do(self._keep_record, record)
 
     async def holds(self, sha256: str) -> bool:
         """Whether a content is there, whole; raises as `read` does, but not for what is corrupt."""
@@ -124,6 +122,19 @@ class Shelf:
     async def entries(self, folder: str) -> list[str]:
         """Names in a folder, sorted; raises as `read` does, but for corrupt ones."""
         return await self._do(self._destination.entries, folder)
+
+    def _keep_content(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        self._keep(object_key(digest), data)
+        return digest
+
+    def _keep_record(self, record: ArchivedMessage) -> None:
+        data = record.model_dump_json().encode()
+        number = f"{record.sequence:020}.{hashlib.sha256(data).hexdigest()}"
+        if is_plain(record.subject):  # it becomes a folder, and nobody can ask for another one
+            moment = f"{record.stored_at:%Y%m%dT%H%M%S%f}"
+            self._keep(f"{_SUBJECTS}/{record.subject}/{moment}.{record.stream}.{number}", data)
+        self._keep(f"{_record_folder(record.stream, record.sequence)}/{number}", data)
 
     def _keep(self, key: str, data: bytes) -> None:
         found = self._destination.get(key)

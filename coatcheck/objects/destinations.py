@@ -61,20 +61,14 @@ class Folder:
     def put(self, path: str, source: Path | bytes) -> None:
         """Write beside the target, flush to the disk, rename; raises as `Destination.put` does."""
         target = self._root / path
-        part = target.with_name(f".{secrets.token_hex(8)}.part")  # a second writer has one of its own
         try:
-            _make_folder(target.parent)
-            with _opened(source) as reading, part.open("xb") as writing:
-                shutil.copyfileobj(reading, writing)
-                writing.flush()
-                os.fsync(writing.fileno())
-            part.replace(target)
-            _flush_folder(target.parent)
+            try:
+                _write(target, source)
+            except FileNotFoundError:  # its folder, as a rule: only once in a thousand writes
+                _make_folder(target.parent)
+                _write(target, source)
         except OSError as error:
             raise DestinationError(f"cannot write {target}: {error.strerror}") from error
-        finally:
-            with suppress(OSError):
-                part.unlink()
 
     def get(self, path: str) -> bytes | None:
         """Read a file; raises as `Destination.get` does."""
@@ -195,6 +189,21 @@ def _storage_errors(what: str) -> Generator[None]:
 
 def _first_line(error: Any) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _write(target: Path, source: Path | bytes) -> None:
+    part = target.with_name(f".{secrets.token_hex(8)}.part")  # a second writer has one of its own
+    try:
+        with part.open("xb") as writing, _opened(source) as reading:
+            shutil.copyfileobj(reading, writing)
+            writing.flush()
+            os.fsync(writing.fileno())
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    _flush_folder(target.parent)
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
