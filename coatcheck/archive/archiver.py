@@ -35,6 +35,8 @@ from schemas.subjects import agent_of, deliverable_wildcard
 
 BATCH: Final = 8
 """Messages in hand for each stream: at worst 80 MB."""
+FILES_AT_ONCE: Final = 4
+"""Over all streams; a file has 256 MiB at most."""
 LINGER_SECONDS: Final = 1.0
 """After a batch that was not full: nobody waits for the archive, and each acknowledgement costs the server a sync."""
 WAIT_SECONDS: Final = 5.0
@@ -58,15 +60,14 @@ class Archiver:
         pool: Whose database holds the lock.
         client: The identity `core`.
         shelf: The archive.
-        pause_seconds: After a failure.
     """
 
-    def __init__(self, pool: Pool, client: NatsClient, shelf: Shelf, *, pause_seconds: float = PAUSE_SECONDS) -> None:
+    def __init__(self, pool: Pool, client: NatsClient, shelf: Shelf) -> None:
         self._pool = pool
         self._client = client
         self._shelf = shelf
-        self._pause_seconds = pause_seconds
         self._files = ArtifactStore(client, archived=False)
+        self._gate = asyncio.Semaphore(FILES_AT_ONCE)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -110,14 +111,14 @@ class Archiver:
             await _end([*tasks, watch])
 
     async def _follow(self, stream: str) -> None:
-        pause = self._pause_seconds
+        pause = PAUSE_SECONDS
         while True:
             consumer = BatchConsumer(self._client, stream=stream, name=ARCHIVER)
             try:
                 expected = await consumer.rewind()
                 while True:
                     expected = await self._step(consumer, expected)
-                    pause = self._pause_seconds
+                    pause = PAUSE_SECONDS
             except CoatcheckError as error:
                 _log.warning("%s is not archived just now: %s", stream, error)
             except Exception:  # noqa: BLE001  as above
@@ -131,10 +132,11 @@ class Archiver:
         """Archive a batch; returns the sequence that comes next."""
         messages = await consumer.fetch(BATCH, wait_seconds=WAIT_SECONDS)
         if messages:
-            _tell_gap(messages[0], expected)
+            for message in messages:
+                _tell_gap(message, expected)
+                expected = message.sequence + 1
             await self.store(messages)
             await consumer.acknowledge()
-            expected = messages[-1].sequence + 1
         if len(messages) < BATCH:
             await asyncio.sleep(LINGER_SECONDS)
         return expected
@@ -174,14 +176,15 @@ class Archiver:
 
     async def _store_file(self, message: StoredMessage, artifact: Artifact) -> None:
         """A file that the bucket does not have will not come, so it does not keep the message waiting."""
-        if await self._shelf.holds(artifact.sha256):
-            return
-        try:
-            data = await self._files.get(agent_of(message.subject), artifact)
-        except (DeliverableError, ArtifactInvalidError, StreamMissingError) as error:
-            _log.error("%s.%d is archived without a file: %s", message.stream, message.sequence, error)
-            return
-        await self._shelf.keep_file(artifact.sha256, data)
+        async with self._gate:
+            if await self._shelf.holds(artifact.sha256):
+                return
+            try:
+                data = await self._files.get(agent_of(message.subject), artifact)
+            except (DeliverableError, ArtifactInvalidError, StreamMissingError) as error:
+                _log.error("%s.%d is archived without a file: %s", message.stream, message.sequence, error)
+                return
+            await self._shelf.keep_file(artifact.sha256, data)
 
     async def _watch(self, streams: Sequence[str]) -> None:
         """Raise the alarm, until there are other streams."""
@@ -210,10 +213,10 @@ def _artifacts(message: StoredMessage) -> Iterable[Artifact]:
         return []
 
 
-def _tell_gap(first: StoredMessage, expected: int) -> None:
-    if first.sequence > expected:
-        span = f"{expected:,} to {first.sequence - 1:,}"
-        _log.error("%s: retention has dropped %s before they were archived", first.stream, span)
+def _tell_gap(message: StoredMessage, expected: int) -> None:
+    if message.sequence > expected:
+        span = f"{expected:,} to {message.sequence - 1:,}"
+        _log.error("%s: retention has dropped %s before they were archived", message.stream, span)
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coatcheck.archive.archiver import Archiver
@@ -48,10 +48,13 @@ class ArchiveLab:
     pool: Pool
     folder: Path
     """Where the archive is, unless a test has another one."""
+    stack: contextlib.AsyncExitStack
+    clients: dict[str, NatsClient] = field(default_factory=dict)
+    """Of the agents that have delivered."""
 
     def archiver(self, shelf: Shelf | None = None) -> Archiver:
         """An archiver in this process, not running yet."""
-        return Archiver(self.pool, self.core, shelf or self.shelf(), pause_seconds=0.1)
+        return Archiver(self.pool, self.core, shelf or self.shelf())
 
     def shelf(self) -> Shelf:
         """The archive in the folder."""
@@ -68,20 +71,22 @@ class ArchiveLab:
         """As the agent does it: the files, then the deliverable that lists them."""
         spec = spec_of(agent)
         task_type, files = spec.name.rpartition("_")[2], files or {}
-        async with client_as(self.nats, agent) as client:
-            body = deliverable(agent, task_type, feature, f"# {agent}: {feature}")
-            body.artifacts = await ArtifactStore(client).put(agent, files)
-            where = deliverable_subject(agent, task_type, feature)
-            published = await DeliverableService(client).publish_report(
-                body, task_key=f"{feature}/{agent}", stream=spec.name, subject=where
-            )
+        if agent not in self.clients:
+            self.clients[agent] = await self.stack.enter_async_context(client_as(self.nats, agent))
+        client = self.clients[agent]
+        body = deliverable(agent, task_type, feature, f"# {agent}: {feature}")
+        body.artifacts = await ArtifactStore(client).put(agent, files)
+        where = deliverable_subject(agent, task_type, feature)
+        published = await DeliverableService(client).publish_report(
+            body, task_key=f"{feature}/{agent}", stream=spec.name, subject=where
+        )
         return Delivered(published.ref, where, body.content, files)
 
     async def lag(self, agent: str) -> ArchiveLag:
         """How far behind an agent's stream the archive is."""
         return (await archive_lags(self.core, [spec_of(agent).name]))[0]
 
-    async def settled(self, agent: str, seconds: float = 20) -> None:
+    async def settled(self, agent: str, seconds: float = 60) -> None:
         """Wait until everything of an agent is archived."""
         async with asyncio.timeout(seconds):
             while (await self.lag(agent)).unarchived:
@@ -95,10 +100,9 @@ class ArchiveLab:
             await self.core.api(f"STREAM.UPDATE.{spec.name}", stream_config(spec))
 
     def objects(self) -> dict[str, bytes]:
-        """Everything in the folder; nothing half-written is left."""
-        found = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if path.is_file()}
-        assert not [name for name in found if name.endswith(".part")]
-        return {name: path.read_bytes() for name, path in found.items()}
+        """Everything in the folder, but for what a killed process has begun."""
+        files = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
     @contextlib.contextmanager
     def process(self, **variables: str) -> Iterator[subprocess.Popen[bytes]]:

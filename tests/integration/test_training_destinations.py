@@ -93,7 +93,7 @@ def test_a_folder_has_a_file_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     folder.put("a/b.csv", source)
     assert folder.get("a/b.csv") == b"new"
-    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["b.csv"], "what was begun is taken up again"
+    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["b.csv"], "what was begun is taken away"
 
 
 def test_what_cannot_be_written_to_is_told(tmp_path: Path) -> None:
