@@ -37,7 +37,7 @@ class S3Server:
         program = shutil.which("rclone", path=str(Path(sys.executable).parent))
         assert program is not None
         where = ["--addr", f"127.0.0.1:{self._port}", "--auth-key", f"{KEY},{SECRET}"]
-        options = ["--config", str(self._scratch / "rclone.conf"), "--vfs-cache-mode", "off", "--dir-cache-time", "0"]
+        options = ["--config", str(self._scratch / "rclone.conf"), "--vfs-cache-mode", "off"]
         with (self._scratch / "rclone.log").open("a") as log:
             self._process = subprocess.Popen([program, "serve", "s3", str(self._root), *where, *options], stderr=log)
         deadline = time.monotonic() + 20
