@@ -180,6 +180,8 @@ class StreamStatus(BaseModel):
     first_seq: int
     last_seq: int
     consumer_count: int
+    age_seconds: float = 0
+    """Of the oldest message, by the server's clock; 0 when there is none."""
     unarchived: int | None = None
     """Messages that are not in the archive yet; `None` for a stream that is not archived, or when nobody asked."""
     drift: list[str] = []
