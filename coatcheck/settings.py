@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     gateway_database_url: SecretStr | None = Field(None, validation_alias=AliasChoices("GATEWAY_DATABASE_URL"))
     """A role that may only journal turns; `DATABASE_URL` when absent."""
 
+    archive: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """Where deliverables outlive retention: a folder, or `s3://…`, `gs://…`, `az://…`; `<data_dir>/archive` by default.
+    Credentials come from the variables of the storage's vendor, such as `AWS_ACCESS_KEY_ID`."""
+
     model: str | None = None
     """`provider:model`, such as `openai:gpt-5-mini`, `anthropic:claude-sonnet-4-5` or `scripted`; several, separated by
     commas, are asked in that order."""
@@ -136,6 +140,11 @@ class Settings(BaseSettings):
     def workspaces_dir(self) -> Path:
         """Where agents' files lie while they work on them; nothing in it has to survive."""
         return self.data_dir / "workspaces"
+
+    @property
+    def archive_place(self) -> str:
+        """The folder or URL of the archive."""
+        return self.archive or str(self.data_dir / "archive")
 
     @property
     def models(self) -> tuple[str, ...]:

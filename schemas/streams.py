@@ -218,5 +218,7 @@ class StreamStatus(BaseModel):
     consumer_count: int
     age_seconds: float = 0
     """Of the oldest message, by the server's clock; 0 when there is none."""
+    unarchived: int | None = None
+    """Messages that are not in the archive yet; `None` for a stream that is not archived, or when nobody asked."""
     drift: list[str] = []
     """One `setting: is X, should be Y` per difference; empty when the stream is as declared."""

@@ -124,6 +124,11 @@ def tool_content_subject(agent: str, call_token: str) -> str:
     return f"{PREFIX}.mcp.contents.{agent}.{call_token}"
 
 
+def archive_subject(reader: str) -> str:
+    """The request-reply subject on which an identity reads what retention has dropped."""
+    return f"{PREFIX}.svc.archive.{reader}"
+
+
 def ledger_subject(verb: str, agent: str) -> str:
     """The request-reply subject on which `agent` asks about its own account; `*` is every verb."""
     return f"{PREFIX}.svc.ledger.{verb}.{agent}"

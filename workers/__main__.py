@@ -1,4 +1,4 @@
-"""`python -m workers core|agents|gateway|projector`: starts one worker process; settings come from the environment."""
+"""`python -m workers core|agents|gateway|projector|archiver`: starts one worker; settings come from the environment."""
 
 import functools
 import sys
@@ -8,7 +8,7 @@ from typing import NoReturn
 from coatcheck.settings import Settings
 from workers.runner import Lifecycle, run_main
 
-KINDS = ("core", "agents", "gateway", "projector")
+KINDS = ("core", "agents", "gateway", "projector", "archiver")
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -34,6 +34,10 @@ def _entry(kind: str, settings: Settings, only: Sequence[str]) -> Callable[[Life
         from workers import projector  # noqa: PLC0415
 
         return functools.partial(projector.run, settings)
+    if kind == "archiver":
+        from workers import archiver  # noqa: PLC0415
+
+        return functools.partial(archiver.run, settings)
     from workers import agent  # noqa: PLC0415
 
     return functools.partial(agent.run, settings, only=only)

@@ -48,6 +48,7 @@ from schemas.ledger import Verb, agent_account
 from schemas.streams import MCP_REQUESTS, TOOL_STREAMS, StreamSpec, bucket_streams, tool_queue
 from schemas.subjects import events_subject, ledger_subject, tool_request_subject
 from schemas.task_queues import CORE
+from workers.archiver import archiving
 from workers.discovery import discoverable
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
@@ -82,6 +83,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await stack.enter_async_context(await _ledger(pool, nats, team))
         await stack.enter_async_context(discoverable(nats, team))
         await stack.enter_async_context(Projector(pool, nats).running())
+        await stack.enter_async_context(archiving(settings, pool, nats))
         await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
         await check_search_attributes(client)

@@ -23,6 +23,7 @@ GROUPS: Final = (
     "ledger",
     "records",
     "events",
+    "archive",
     "logs",
     "agents",
     "benchmark",

@@ -11,7 +11,7 @@ from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, StorageUnavailableError
 from coatcheck.localstack.files import private_dir, write_private
-from coatcheck.localstack.workers import DEFAULT_WORKERS, PROJECTOR_WORKER, worker_environment
+from coatcheck.localstack.workers import ARCHIVER_WORKER, DEFAULT_WORKERS, PROJECTOR_WORKER, worker_environment
 from coatcheck.messaging.accounts import ensure_keys, render_accounts
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import migrate
@@ -41,7 +41,7 @@ def migrate_database(*, as_json: bool, data_dir: Path) -> None:
 
 
 def run_worker(
-    kind: Literal["core", "agents", "gateway", "projector"], agents: Sequence[str], *, data_dir: Path
+    kind: Literal["core", "agents", "gateway", "projector", "archiver"], agents: Sequence[str], *, data_dir: Path
 ) -> NoReturn:
     """Become a worker process, with the environment that the local stack would give it and no other secrets.
 
@@ -55,7 +55,7 @@ def run_worker(
     team = load_config(settings.config_file)
     if unknown := [agent for agent in agents if agent not in team.agents]:
         raise MisuseError(f"no agent is called {unknown[0]!r}", hint=f"the agents are {', '.join(team.agents)}")
-    spec = next(spec for spec in (*DEFAULT_WORKERS, PROJECTOR_WORKER) if spec.name == kind)
+    spec = next(spec for spec in (*DEFAULT_WORKERS, PROJECTOR_WORKER, ARCHIVER_WORKER) if spec.name == kind)
     told = _connections(settings) | {"COATCHECK_CONFIG": str(settings.config_file or "")}
     environment = worker_environment(spec, told, {"COATCHECK_DATA_DIR": str(data_dir.absolute())}, team)
     # Replaced rather than imported: an agent worker's process must never have held the database's password.

@@ -18,7 +18,9 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 
 from activities.queues import pollers
+from coatcheck.archive.monitoring import archive_lags
 from coatcheck.cli import toolbench
+from coatcheck.cli.archiving import ARCHIVE_HINT, archive_problems
 from coatcheck.cli.event_log import backbone_problems
 from coatcheck.cli.events import MAX_LAG
 from coatcheck.cli.output import columns, emit, emit_json
@@ -31,6 +33,7 @@ from coatcheck.events.monitoring import backbone_status
 from coatcheck.localstack.status import StackState, load_status
 from coatcheck.messaging.accounts import CORE as CORE_IDENTITY
 from coatcheck.messaging.accounts import LOGS
+from coatcheck.messaging.archive import ArchiveClient
 from coatcheck.messaging.streams import check_sync_always, stream_statuses
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import pending
@@ -187,6 +190,16 @@ async def _events(settings: Settings) -> str:
     return f"{found.events:,} in the audit log, {found.lag:,} of them not in the table yet, no dead letters"
 
 
+async def _archive(settings: Settings) -> str:
+    streams = [spec.name for spec in load_config(settings.config_file).streams]
+    async with open_nats(settings) as client:
+        lags = await archive_lags(client, streams)
+        if problems := archive_problems(lags):
+            raise CoatcheckError("; ".join(problems), hint=ARCHIVE_HINT)
+        place = await ArchiveClient(client).place()
+    return f"{place}, {sum(lag.unarchived for lag in lags):,} deliverables are not in it yet"
+
+
 async def _gateway(settings: Settings) -> str:
     async with open_nats(settings, identity=CORE_IDENTITY) as client:
         try:
@@ -282,6 +295,7 @@ CHECKS: Final[dict[str, Check]] = {
     "nats sync": _nats_sync,
     "streams": _streams,
     "events": _events,
+    "archive": _archive,
     "gateway worker": _gateway,
     "tools": _tools,
     "postgres": _postgres,

@@ -51,7 +51,9 @@ def migrate(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) ->
 
 @app.command()
 def worker(
-    kind: Annotated[Literal["core", "agents", "gateway", "projector"], typer.Argument(help="Which kind of worker.")],
+    kind: Annotated[
+        Literal["core", "agents", "gateway", "projector", "archiver"], typer.Argument(help="Which kind of worker.")
+    ],
     agents: Annotated[list[str] | None, typer.Argument(help="For agents: only these.")] = None,
     *,
     data_dir: DataDir = DEFAULT_DATA_DIR,

@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.config import Config
 
-Access = Literal["database", "gateway_database", "providers", "commands"]
+Access = Literal["database", "gateway_database", "providers", "commands", "object_storage"]
 
 _VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
     "database": ("DATABASE_URL", "PHOENIX_API_KEY"),  # the core worker sends scores
     "gateway_database": ("GATEWAY_DATABASE_URL",),
 }
 _PROVIDER_PREFIXES: Final = ("OPENAI_", "ANTHROPIC_")
+_STORAGE_PREFIXES: Final = ("AWS_", "GOOGLE_", "AZURE_")
+"""Of the credentials of object storage, where the archive may be."""
 
 
 class WorkerSpec(BaseModel):
@@ -44,12 +46,13 @@ def _default(name: str, *access: Access) -> WorkerSpec:
 
 
 DEFAULT_WORKERS: Final = (
-    _default("core", "database"),
+    _default("core", "database", "object_storage"),
     _default("gateway", "gateway_database", "providers"),
     _default("agents", "commands"),
 )
 PROJECTOR_WORKER: Final = _default("projector", "database")
-"""The core worker has one; apart from it for those who want that."""
+ARCHIVER_WORKER: Final = _default("archiver", "database", "object_storage")
+"""The core worker has both; apart from it for those who want that."""
 
 
 def worker_environment(
@@ -81,4 +84,6 @@ def _visible(name: str, access: tuple[Access, ...], *, named: Collection[str], s
         return any(name in names and right in access for right, names in _VARIABLES.items())
     if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES) or name in secrets:
         return "providers" in access
+    if name.startswith(_STORAGE_PREFIXES):
+        return "object_storage" in access
     return True

@@ -52,6 +52,7 @@ HUB_JS_PREFIX: Final = "JS.hub.API"
 
 EVENTS: Final = "events"
 TOOLS: Final = "tools"
+ARCHIVE: Final = "archive"
 LEDGER: Final = "ledger.*"
 """A service of several verbs: `agog.svc.ledger.<verb>.<agent>`."""
 SERVICES: Final[Mapping[str, str]] = {
@@ -60,10 +61,11 @@ SERVICES: Final[Mapping[str, str]] = {
     TOOLS: GATEWAY_ACCOUNT,
     EVENTS: HUB,
     LEDGER: HUB,
+    ARCHIVE: HUB,
 }
 """Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each.
 
-The judge may call `events` alone, an operator with the key of `core` also `tools`.
+The judge may call `events` too, whoever may read the streams `archive`, an operator with the key of `core` also `tools`.
 """
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
@@ -83,6 +85,10 @@ PROJECTOR: Final = "events-projector"
 """The durable consumer that brings the audit log into PostgreSQL."""
 TRACER: Final = "events-tracer"
 """The durable consumer that makes the audit log's traces; it begins when there is somewhere to send them."""
+ARCHIVER: Final = "deliverables-archiver"
+"""The durable consumer, one of each stream of deliverables, that brings them into the archive."""
+ARCHIVE_READERS: Final = (GATEWAY, OBSERVER, JUDGE)
+"""Besides the agents: who may read the streams of deliverables and no folder of ours."""
 
 LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
 """What happened, which core writes and agents do not even read."""
@@ -213,6 +219,7 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", auditors) for verb in _stream_verbs(LOGS)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _archiver_verbs(streams)]
     exports.append(_export_stream(_LIVE, auditors))
     exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
     gateway = [users[GATEWAY].account]
@@ -223,6 +230,7 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
     exports += _served_by(HUB, agents)
     exports.append(_export(_service(EVENTS, JUDGE), [users[JUDGE].account], REPLY_THRESHOLD))
+    exports += [_export(_service(ARCHIVE, name), [users[name].account], REPLY_THRESHOLD) for name in ARCHIVE_READERS]
     # Discovery, and the tools as an operator may try them.
     imports = [_import(subject, account=GATEWAY_ACCOUNT) for subject in ("$SRV.>", _service(TOOLS, CORE))]
     return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=imports, jetstream=True)
@@ -233,7 +241,12 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
     for_hub = [_export("$SRV.>", [HUB], streamed=True), _export(_service(TOOLS, CORE), [HUB], REPLY_THRESHOLD)]
     verbs = _stream_verbs([*streams, MCP_RESULTS])
     permissions = _permissions(
-        publish=[*_GATEWAY_PUBLISHES, _ACK, *(f"{HUB_JS_PREFIX}.{verb}" for verb in (*verbs, _PULL))],
+        publish=[
+            *_GATEWAY_PUBLISHES,
+            _ACK,
+            _service(ARCHIVE, GATEWAY),
+            *(f"{HUB_JS_PREFIX}.{verb}" for verb in (*verbs, _PULL)),
+        ],
         subscribe=[
             _CHANGES,
             _OUTCOMES,
@@ -250,6 +263,7 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
         exports=[*_served_by(user.account, agents), *for_hub],
         imports=[
             *(_import(subject) for subject in (*_GATEWAY_PUBLISHES, _ACK)),
+            _import(_service(ARCHIVE, GATEWAY)),
             _import_stream(_CHANGES),
             _import_stream(_OUTCOMES),
             *(_import_js(verb) for verb in (*verbs, _PULL)),
@@ -278,20 +292,27 @@ def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 
 
 def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL]
+    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL, *_archiver_verbs(streams)]
+    archive = _service(ARCHIVE, OBSERVER)
     permissions = _permissions(
-        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"]
+        publish=[archive, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
+        subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [_import(archive), _import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
 def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs, report = _stream_verbs([*streams, *LOGS]), _service(EVENTS, JUDGE)
+    verbs, services = _stream_verbs([*streams, *LOGS]), [_service(EVENTS, JUDGE), _service(ARCHIVE, JUDGE)]
     permissions = _permissions(
-        publish=[report, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)], subscribe=[_LIVE, f"{user.inbox_prefix}.>"]
+        publish=[*services, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
+        subscribe=[_LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import(report), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [
+        *(_import(service) for service in services),
+        _import_stream(_LIVE),
+        *(_import_js(verb) for verb in verbs),
+    ]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
@@ -305,6 +326,11 @@ def _service(service: str, agent: str) -> str:
 
 def _stream_verbs(streams: Sequence[StreamSpec]) -> list[str]:
     return [f"{verb}.{stream.name}" for stream in streams for verb in _READ_STREAM]
+
+
+def _archiver_verbs(streams: Sequence[StreamSpec]) -> list[str]:
+    """How far the archiver is; the buckets among the streams have none, and then the answer says so."""
+    return [f"CONSUMER.INFO.{stream.name}.{ARCHIVER}" for stream in streams]
 
 
 def _account(

@@ -29,7 +29,7 @@ from coatcheck.errors import (
     MessagingUnavailableError,
     StreamMissingError,
 )
-from coatcheck.messaging.accounts import OWN_JS_PREFIX, NatsUser
+from coatcheck.messaging.accounts import CORE, OWN_JS_PREFIX, NatsUser
 from coatcheck.messaging.connection import Connection, MessageCallback
 from coatcheck.messaging.tracing import MessageTracing
 from schemas.deliverable import HEADER_MESSAGE_ID
@@ -146,6 +146,11 @@ class NatsClient:
             await asyncio.gather(self._rebuilding, return_exceptions=True)
         if self._connection is not None:
             await self._connection.close()
+
+    @property
+    def identity(self) -> str:
+        """Who this client is; without accounts, everybody is the core worker."""
+        return self._user.name if self._user else CORE
 
     async def publish(
         self,

@@ -22,7 +22,7 @@ from coatcheck.messaging.accounts import load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage.database import Pool, open_pool
-from coatcheck.storage.events import sole_projector
+from coatcheck.storage.events import PROJECTOR_LOCK, sole_reader
 from schemas.deliverable import DeliverableRef
 from schemas.pipeline import Pipeline, Stage
 from tests.benchmarks.ledger import measure_ledger
@@ -170,7 +170,7 @@ async def _projector_stands_by(pool: Pool) -> AsyncIterator[None]:
             "SELECT pg_terminate_backend(pid) FROM pg_locks"
             " WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()"
         )
-        async with sole_projector(pool) as connection:
+        async with sole_reader(pool, PROJECTOR_LOCK) as connection:
             if connection is not None:
                 yield
                 return

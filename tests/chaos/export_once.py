@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coatcheck.localstack.status import NatsStatus, PostgresStatus
-from coatcheck.training.destinations import Folder
+from coatcheck.objects.destinations import Folder
 from tests.integration.training_lab import backdated, exporter
 
 
