@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coatcheck.errors import CoatcheckError
+from schemas.streams import Placement
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -33,7 +34,15 @@ class Settings(BaseSettings):
     temporal_address: str | None = Field(None, validation_alias=AliasChoices("TEMPORAL_ADDRESS"))
     temporal_namespace: str = Field("default", validation_alias=AliasChoices("TEMPORAL_NAMESPACE"))
     nats_url: str | None = Field(None, validation_alias=AliasChoices("NATS_URL"))
+    """Several servers of one cluster, separated by commas: any of them will do."""
     nats_monitor_url: str | None = Field(None, validation_alias=AliasChoices("NATS_MONITOR_URL"))
+    """One for each server, separated by commas."""
+    nats_ca_file: Path | None = Field(None, validation_alias=AliasChoices("NATS_CA"))
+    """Who must have signed the servers' certificates; with it, NATS is spoken to with TLS or not at all."""
+    replicas: int = Field(1, ge=1, le=5)
+    """Of every stream, bucket and consumer; 3 in a cluster."""
+    placement_tags: str = ""
+    """Separated by commas: streams are kept on servers that have all of these `server_tags`."""
     nats_isolation: Literal["accounts", "shared"] = "accounts"
     """`shared`: one unauthenticated account for all, for a first try on a server of your own; no isolation."""
     nats_keys_dir: Path | None = None
@@ -86,6 +95,12 @@ class Settings(BaseSettings):
     def models(self) -> tuple[str, ...]:
         """The models of `COATCHECK_MODEL`, in order of preference."""
         return tuple(name.strip() for name in (self.model or "").split(",") if name.strip())
+
+    @property
+    def placement(self) -> Placement:
+        """Where streams are kept."""
+        tags = tuple(tag.strip() for tag in self.placement_tags.split(",") if tag.strip())
+        return Placement(replicas=self.replicas, tags=tags)
 
     @property
     def keys_dir(self) -> Path:

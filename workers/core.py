@@ -29,7 +29,7 @@ from coatcheck.storage.known_tasks import KnownTasks
 from coatcheck.storage.state import known_runs, recorded_sequences
 from schemas.config import Config
 from schemas.events import JUDGE
-from schemas.streams import StreamSpec, bucket_streams
+from schemas.streams import Placement, StreamSpec, bucket_streams
 from schemas.subjects import events_subject
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
@@ -57,7 +57,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         nats = await stack.enter_async_context(nats_client(settings, "core"))
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
-        await _ensure_streams(nats, pool, team)
+        await _ensure_streams(nats, pool, team, settings.placement)
         log = EventLog(nats)
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
@@ -92,13 +92,14 @@ def _intake(
     return serve(nats, name="events", version="1.0.0", endpoints=endpoints)
 
 
-async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
+async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config, placement: Placement) -> None:
     """Make the streams of new agents; that of an agent whose role was removed stays, and is still looked after."""
     recorded = await recorded_sequences(pool)
     former = recorded.keys() - {spec.name for spec in team.streams}
     removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
     refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
-    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents), *LOGS])
+    wanted = [*team.streams, *bucket_streams(team.agents), *LOGS]
+    statuses = await ensure_streams(nats, wanted, placement=placement)
     for status in statuses:
         for difference in status.drift:
             _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)

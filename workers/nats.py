@@ -12,4 +12,4 @@ def nats_client(settings: Settings, name: str) -> NatsClient:
     without accounts, where agents are not confined.
     """
     user = None if settings.nats_isolation == "shared" else load_user(settings.keys_dir, name)
-    return NatsClient(settings.require_nats_url(), name=name, user=user)
+    return NatsClient(settings.require_nats_url(), name=name, user=user, ca_file=settings.nats_ca_file)

@@ -24,6 +24,6 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=2))
         nats = await stack.enter_async_context(nats_client(settings, CORE))
-        await ensure_streams(nats, LOGS)
+        await ensure_streams(nats, LOGS, placement=settings.placement)
         await stack.enter_async_context(Projector(pool, nats).running())
         await lifecycle.serve()

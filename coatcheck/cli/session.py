@@ -148,7 +148,7 @@ async def open_nats(settings: Settings, *, identity: str = OBSERVER) -> AsyncGen
     """
     url = _known(settings.nats_url, "NATS", "NATS_URL", settings, MessagingUnavailableError)
     user = None if settings.nats_isolation == "shared" else load_user(settings.keys_dir, identity)
-    client = NatsClient(url, user=user, name=f"coatcheck-cli-{identity}")
+    client = NatsClient(url, user=user, name=f"coatcheck-cli-{identity}", ca_file=settings.nats_ca_file)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.__aenter__()
@@ -177,6 +177,6 @@ def _known(
     return address
 
 
-def _place(url: str) -> str:
-    """The URL without user and password."""
-    return url.rpartition("@")[2].partition("?")[0]
+def _place(urls: str) -> str:
+    """The URLs without users and passwords."""
+    return ",".join(url.rpartition("@")[2].partition("?")[0] for url in urls.split(","))
