@@ -33,6 +33,11 @@ class Settings(BaseSettings):
 
     temporal_address: str | None = Field(None, validation_alias=AliasChoices("TEMPORAL_ADDRESS"))
     temporal_namespace: str = Field("default", validation_alias=AliasChoices("TEMPORAL_NAMESPACE"))
+    temporal_tls: bool = Field(default=False, validation_alias=AliasChoices("TEMPORAL_TLS"))
+    """With the system's authorities; the three files below need no such word."""
+    temporal_ca_file: Path | None = Field(None, validation_alias=AliasChoices("TEMPORAL_TLS_SERVER_CA_CERT_PATH"))
+    temporal_cert_file: Path | None = Field(None, validation_alias=AliasChoices("TEMPORAL_TLS_CLIENT_CERT_PATH"))
+    temporal_key_file: Path | None = Field(None, validation_alias=AliasChoices("TEMPORAL_TLS_CLIENT_KEY_PATH"))
     nats_url: str | None = Field(None, validation_alias=AliasChoices("NATS_URL"))
     """Several servers of one cluster, separated by commas: any of them will do."""
     nats_monitor_url: str | None = Field(None, validation_alias=AliasChoices("NATS_MONITOR_URL"))

@@ -1,43 +1,48 @@
 """Three nats-server processes on the loopback that run deploy/nats/cluster.conf, and the hands that kill them."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from coatcheck.errors import MessagingUnavailableError
 from coatcheck.localstack.binaries import script
 from coatcheck.localstack.certificates import issue_certificates
+from coatcheck.localstack.config import External, StackConfig
+from coatcheck.localstack.nats import prepare
 from coatcheck.localstack.ports import LOOPBACK, held_ports
-from coatcheck.messaging.accounts import ensure_keys, load_user, render_accounts
+from coatcheck.messaging.accounts import load_user
 from coatcheck.messaging.client import NatsClient
-from schemas.streams import AGENTS, STREAMS
 
-CONFIGURATION = Path(__file__).parents[1] / "deploy" / "nats"
+CLUSTER_CONF = Path(__file__).parents[1] / "deploy" / "nats" / "cluster.conf"
 NODES = ("nats-1", "nats-2", "nats-3")
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 
 class Cluster:
-    """The members by name; each has a store, a log and ports of its own. `tag` of each: `rack:<its name>`."""
+    """The members by name; each has a store, a log and ports of its own, and its name as tag: `rack:nats-1`.
 
-    def __init__(self, folder: Path, ports: dict[str, int], agents: Sequence[str] = AGENTS) -> None:
-        self._folder = folder
+    A stack with the same `data_dir` has the same accounts and keys, since the same code has written them.
+    """
+
+    def __init__(self, data_dir: Path, ports: dict[str, int], config_file: Path | None = None) -> None:
+        config = StackConfig(data_dir=data_dir, config_file=config_file)
+        prepare(config)
+        self._folder = data_dir / "nats"
         self._ports = ports
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.keys_dir = folder / "keys"
-        self.ca_file = issue_certificates(folder / "certs")[0]
-        for name in ("nats-server.conf", "cluster.conf"):
-            shutil.copyfile(CONFIGURATION / name, folder / name)
-        users = ensure_keys(self.keys_dir, agents)
-        (folder / "accounts.conf").write_text(render_accounts(users, STREAMS))
+        self.keys_dir = config.keys_dir
+        self.ca_file = issue_certificates(self._folder / "certs")[0]
+        shutil.copyfile(CLUSTER_CONF, self._folder / CLUSTER_CONF.name)
 
     @property
     def url(self) -> str:
@@ -53,6 +58,11 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """What tells a worker about this cluster."""
         return {"NATS_CA": str(self.ca_file), "COATCHECK_REPLICAS": "3"}
+
+    @property
+    def external(self) -> External:
+        """What tells a stack about it."""
+        return External(nats_url=self.url, nats_monitor_url=self.monitor_url)
 
     def port(self, node: str) -> int:
         """Where a member takes clients."""
@@ -146,12 +156,24 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
 
+async def leader_of(client: NatsClient, stream: str) -> str:
+    """Who leads a stream; waits for an election."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            with suppress(MessagingUnavailableError):
+                if leader := (await client.api(f"STREAM.INFO.{stream}"))["cluster"].get("leader"):
+                    return str(leader)
+            await asyncio.sleep(POLL_SECONDS)
+
+
 @contextmanager
-def nats_cluster(folder: Path) -> Iterator[Cluster]:
+def nats_cluster(data_dir: Path, config_file: Path | None = None) -> Iterator[Cluster]:
     """Three healthy members; none is left in the end."""
+    data_dir.mkdir(mode=0o700, exist_ok=True)
     names = [name for node in NODES for name in (node, f"{node}-monitor", f"{node}-cluster")]
     with ExitStack() as stack:
-        cluster = Cluster(folder, stack.enter_context(held_ports(folder / "ports.json", names)))
+        ports = stack.enter_context(held_ports(data_dir / "cluster-ports.json", names))
+        cluster = Cluster(data_dir, ports, config_file)
         stack.callback(cluster.close)
         cluster.start(*NODES)
         yield cluster

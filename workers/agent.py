@@ -41,7 +41,7 @@ from schemas.task_queues import agent_queue
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
-from workers.temporal import BUILD_ID, connect
+from workers.temporal import BUILD_ID, connect, tls_config
 
 TURN_TIMEOUT_SECONDS: Final = 8.0
 """The proxy answers or says `pending` within 5 s; 3 s more and it is gone."""
@@ -82,7 +82,7 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
     config = load_config(settings.config_file)
     workspaces = WorkspaceFolder(settings.workspaces_dir)
     workspaces.sweep()
-    client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
+    client = await connect(settings.require_temporal_address(), settings.temporal_namespace, tls=tls_config(settings))
     process = _Process(settings, lifecycle, client, config, workspaces)
     presences: list[Presence] = []
     async with AsyncExitStack() as stack:

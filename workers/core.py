@@ -36,7 +36,7 @@ from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
-from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
+from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner, tls_config
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
 from workflows.reconcile import ReconcileWorkflow
@@ -62,7 +62,9 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(Projector(pool, nats).running())
-        client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
+        client = await connect(
+            settings.require_temporal_address(), settings.temporal_namespace, tls=tls_config(settings)
+        )
         await check_search_attributes(client)
         await ensure_schedules(client)
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import temporalio.api.common.v1
@@ -13,9 +14,11 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, ToJsonOptions, pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError
+from temporalio.service import TLSConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from coatcheck.errors import DependencyDownError
+from coatcheck.errors import CoatcheckError, DependencyDownError
+from coatcheck.settings import Settings
 from schemas import errors, search_attributes
 
 STICKY_TIMEOUT: Final = timedelta(seconds=2)
@@ -79,18 +82,38 @@ def sandbox_runner() -> SandboxedWorkflowRunner:
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSTHROUGH))
 
 
-async def connect(address: str, namespace: str) -> Client:
+def tls_config(settings: Settings) -> TLSConfig | bool:
+    """How to speak TLS with Temporal, from the variables that the `temporal` program knows, too; `False` for not.
+
+    Raises:
+        CoatcheckError: a file cannot be read.
+    """
+    ca, certificate, key = settings.temporal_ca_file, settings.temporal_cert_file, settings.temporal_key_file
+    if not (ca or certificate or key):
+        return settings.temporal_tls
+    return TLSConfig(server_root_ca_cert=_read(ca), client_cert=_read(certificate), client_private_key=_read(key))
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise CoatcheckError(
+            f"{path} cannot be read: {error.strerror}", hint="see the variables TEMPORAL_TLS_…"
+        ) from error
+
+
+async def connect(address: str, namespace: str, *, tls: TLSConfig | bool = False) -> Client:
     """Connect to Temporal.
 
     Raises:
-        DependencyDownError: the server does not answer.
+        DependencyDownError: the server does not answer, or is not the one that it should be.
     """
     try:
-        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER)
+        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER, tls=tls)
     except RuntimeError as error:
-        raise DependencyDownError(
-            f"Temporal does not answer at {address}: {error}", hint="start the stack with `coatcheck up`"
-        ) from error
+        hint = "is it the authority that signed its certificate?" if tls else "start the stack with `coatcheck up`"
+        raise DependencyDownError(f"Temporal does not answer at {address}: {error}", hint=hint) from error
 
 
 async def check_search_attributes(client: Client) -> None:

@@ -27,7 +27,7 @@ from coatcheck.messaging.accounts import OBSERVER, load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool, storage_errors
-from workers.temporal import connect
+from workers.temporal import connect, tls_config
 
 CONNECT_SECONDS: Final = 3.0
 """A person waits for it; a server on the same network answers in milliseconds."""
@@ -105,7 +105,7 @@ async def open_temporal(settings: Settings) -> Client:
     address = _known(settings.temporal_address, "Temporal", "TEMPORAL_ADDRESS", settings)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await connect(address, settings.temporal_namespace)
+            return await connect(address, settings.temporal_namespace, tls=tls_config(settings))
     except TimeoutError as error:
         raise DependencyDownError(f"Temporal at {address} does not answer", hint=UP_HINT) from error
     except DependencyDownError as error:

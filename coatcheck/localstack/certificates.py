@@ -59,7 +59,9 @@ def issue_certificates(folder: Path, *, hosts: Iterable[str] = (), days: int = D
     except OSError as error:
         raise CoatcheckError(f"cannot write {error.filename}: {error.strerror}") from error
     except ValueError as error:
-        raise CoatcheckError(f"no certificates: {error}", hint="a host is a name or an address, without a port") from error
+        raise CoatcheckError(
+            f"no certificates: {error}", hint="a host is a name or an address, without a port"
+        ) from error
     return [folder / f"{name}.pem" for name in ("ca", *SERVERS)]
 
 

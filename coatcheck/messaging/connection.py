@@ -35,6 +35,8 @@ PENDING_BYTES: Final = 64 * 1024**2
 """Outgoing buffer; the default of 2 MiB refuses a deliverable while reconnecting."""
 FLUSH_TIMEOUT_SECONDS: Final = 5
 """Without one, a publish on a client that the server has closed hangs for ever."""
+CLOSE_TIMEOUT_SECONDS: Final = 2
+"""For the last bytes of a connection that is given up."""
 
 _NO_RESPONDERS: Final = "503"
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
@@ -216,7 +218,9 @@ class Connection:
         self._opened = False
         self._fail_all("the NATS client was closed")
         with contextlib.suppress(OSError, nats.errors.Error):
-            await self.raw.close()
+            # After a TLS handshake that failed, nats-py waits for an end that asyncio never tells it.
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await self.raw.close()
 
     async def _send(
         self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None, deadline: float

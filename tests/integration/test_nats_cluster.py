@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 import nats
 import pytest
 
-from coatcheck.errors import ConfigError, CoatcheckError, MessagingUnavailableError, NotAuthorizedError
+from coatcheck.errors import CoatcheckError, ConfigError, MessagingUnavailableError, NotAuthorizedError
 from coatcheck.localstack.certificates import issue_certificates
 from coatcheck.localstack.ports import LOOPBACK
 from coatcheck.localstack.status import NatsStatus
@@ -32,7 +33,10 @@ from schemas.streams import AGENT_STATE, AGENT_STATE_STREAM, AUDIT_LOG, Placemen
 from schemas.streams import STREAMS as ALL_STREAMS
 from tests.integration.event_samples import sample_events, sample_key
 from tests.integration.nats_clients import deliverable, identity
-from tests.nats_cluster import NODES, Cluster, nats_cluster
+from tests.nats_cluster import NODES, Cluster, leader_of, nats_cluster
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")
+"""nats-py drops the plain stream under a TLS connection unclosed when it reconnects."""
 
 WRITERS = {"roy": "backend", "jen": "frontend"}
 STREAMS = tuple(spec for spec in ALL_STREAMS if spec.agent in WRITERS)
@@ -47,6 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Whole again after each test."""
     with nats_cluster(tmp_path_factory.mktemp("cluster")) as started:
         yield started
+    gc.collect()  # so that dropped streams are told of here, where it is known what to think of it
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +121,18 @@ async def test_nobody_becomes_a_member_without_a_certificate(cluster: Cluster, t
     member.load_cert_chain(cluster.ca_file.with_name("nats.pem"), cluster.ca_file.with_name("nats.key"))
 
     def knock(context: ssl.SSLContext) -> bytes:
-        """What the route port answers to a PING; it speaks of itself first, and before that of TLS."""
-        with socket.create_connection((LOOPBACK, cluster.route_port(NODES[0])), timeout=10) as plain:
-            assert b'"tls_required":true' in plain.recv(4096)
-            with context.wrap_socket(plain, server_hostname=LOOPBACK) as tls:
-                tls.sendall(b"PING\r\n")
-                return tls.recv(4096)
+        """What the route port says of itself, after the handshake."""
+        address = (LOOPBACK, cluster.route_port(NODES[0]))
+        with (
+            socket.create_connection(address, timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=LOOPBACK) as tls,
+        ):
+            return tls.recv(4096)
 
     for without in (context, strange):
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            assert await asyncio.to_thread(knock, without) == b"never"
-    assert await asyncio.to_thread(knock, member)
+            await asyncio.to_thread(knock, without)
+    assert b'"cluster":"coatcheck"' in await asyncio.to_thread(knock, member)
 
 
 # --- replicas -----------------------------------------------------------------------------------------------------
@@ -262,26 +268,13 @@ async def again(call: Any, *arguments: Any, **named: Any) -> Any:
                 await asyncio.sleep(0.05)
 
 
-async def leader(client: NatsClient, stream: str) -> str:
-    """Who leads a stream just now."""
-
-    async def ask() -> str:
-        name: str = (await client.api(f"STREAM.INFO.{stream}"))["cluster"].get("leader", "")
-        if not name:
-            raise MessagingUnavailableError("no leader yet")
-        return name
-
-    found: str = await again(ask)
-    return found
-
-
 async def test_members_go_under_load(cluster: Cluster, core: NatsClient) -> None:
     """A leader is killed, a member stays away, all are restarted in turn: nothing lost, nothing twice."""
     load = Load(cluster)
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run())
         await load.more()
-        killed = await leader(core, "agog_features_backend")
+        killed = await leader_of(core, "agog_features_backend")
         cluster.kill(killed)
         await load.more()  # with two members left: loss of a leader, then loss of a node
         await asyncio.to_thread(cluster.start, killed)
