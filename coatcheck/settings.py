@@ -4,25 +4,52 @@ Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers 
 (`TEMPORAL_ADDRESS`, `NATS_URL`, `DATABASE_URL`, `OPENAI_API_KEY`, …).
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from coatcheck.errors import CoatcheckError
 from schemas.streams import Placement
 
 
 def _none_if_empty(value: Any) -> Any:
-    """A stack without a file says so to its workers, whatever the environment that it was started in says."""
+    """A stack without a file says so to its workers, whatever the environment that it was started in says.
+
+    And the file of a secret that is empty holds none.
+    """
     return value or None
 
 
 class Settings(BaseSettings):
-    """What an operator can set."""
+    """What an operator can set.
+
+    Also by files: in the folder that `COATCHECK_SECRETS_DIR` names, `database_url` stands for `DATABASE_URL`. What is
+    in the environment wins.
+    """
 
     model_config = SettingsConfigDict(env_prefix="COATCHECK_", extra="ignore", frozen=True, populate_by_name=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the library's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the folder of secrets, which is known only now."""
+        folder = os.environ.get("COATCHECK_SECRETS_DIR")
+        files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
+        return (init_settings, env_settings, *files)
 
     data_dir: Path = Path(".coatcheck")
     """Data, logs, keys and status of the local stack."""
@@ -59,9 +86,13 @@ class Settings(BaseSettings):
     model: str | None = None
     """`provider:model`, such as `openai:gpt-5-mini`, `anthropic:claude-sonnet-4-5` or `scripted`; several, separated by
     commas, are asked in that order."""
-    openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY"))
+    openai_api_key: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("OPENAI_API_KEY")
+    )
     openai_base_url: str | None = Field(None, validation_alias=AliasChoices("OPENAI_BASE_URL"))
-    anthropic_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("ANTHROPIC_API_KEY"))
+    anthropic_api_key: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("ANTHROPIC_API_KEY")
+    )
     provider_timeout_seconds: float = 600
     provider_failures: int = 5
     """Failed calls of one turn (5xx, time-outs, cut connections) before its stage fails for good."""

@@ -75,10 +75,12 @@ async def test_postgres_is_verified(postgres_dsn: str, ca_file: Path) -> None:
 
 async def test_postgres_of_another_authority_is_refused(postgres_dsn: str, ca_file: Path, other_ca_file: Path) -> None:
     """Before a password is sent."""
-    async with postgres_front(postgres_dsn, ca_file.parent) as front:
-        async with open_pool(f"{front}?sslmode=verify-full&sslrootcert={other_ca_file}", max_size=1) as pool:
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await pool.fetchval("SELECT 1")
+    async with (
+        postgres_front(postgres_dsn, ca_file.parent) as front,
+        open_pool(f"{front}?sslmode=verify-full&sslrootcert={other_ca_file}", max_size=1) as pool,
+    ):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await pool.fetchval("SELECT 1")
 
 
 async def test_postgres_without_tls_is_refused(postgres_dsn: str, ca_file: Path) -> None:
