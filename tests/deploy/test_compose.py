@@ -158,16 +158,17 @@ def test_no_secret_is_in_the_file(secrets: Path) -> None:
             assert not any(value in text for text in texts), path
 
 
+def variables_of_settings() -> set[str]:
+    """Every variable that a worker reads."""
+    own = {f"COATCHECK_{name.upper()}" for name in Settings.model_fields}
+    aliases = [field.validation_alias for field in Settings.model_fields.values()]
+    return own | {str(name) for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices}
+
+
 def test_settings_come_from_files(compose: Compose, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As every worker reads them; an empty file is no key, and what is in the environment wins."""
-    known = {
-        str(choice)
-        for field in Settings.model_fields.values()
-        if isinstance(field.validation_alias, AliasChoices)
-        for choice in field.validation_alias.choices
-    } | {f"COATCHECK_{name.upper()}" for name in Settings.model_fields}
     environment = compose["services"]["gateway"]["environment"]
-    assert environment.keys() - known == {"COATCHECK_SECRETS_DIR"}
+    assert environment.keys() - variables_of_settings() == {"COATCHECK_SECRETS_DIR"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value or "")
     monkeypatch.setenv("COATCHECK_SECRETS_DIR", str(secrets))
