@@ -51,6 +51,8 @@ class Settings(BaseSettings):
         files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
         return (init_settings, env_settings, *files)
 
+    secrets_dir: Path | None = None
+    """Where the files of secrets are."""
     data_dir: Path = Path(".coatcheck")
     """Data, logs, keys and status of the local stack."""
     config_file: Annotated[Path | None, BeforeValidator(_none_if_empty)] = Field(

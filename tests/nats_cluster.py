@@ -92,6 +92,11 @@ class Cluster:
         """In order, as a rolling restart does it."""
         self._end(node, signal.SIGTERM)
 
+    def reload(self) -> None:
+        """Let every member read its configuration and its certificates anew."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGHUP)
+
     def close(self) -> None:
         """End all."""
         for node in list(self._processes):

@@ -168,7 +168,7 @@ def variables_of_settings() -> set[str]:
 def test_settings_come_from_files(compose: Compose, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As every worker reads them; an empty file is no key, and what is in the environment wins."""
     environment = compose["services"]["gateway"]["environment"]
-    assert environment.keys() - variables_of_settings() == {"COATCHECK_SECRETS_DIR"}
+    assert environment.keys() <= variables_of_settings()
     for name, value in environment.items():
         monkeypatch.setenv(name, value or "")
     monkeypatch.setenv("COATCHECK_SECRETS_DIR", str(secrets))

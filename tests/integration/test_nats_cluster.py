@@ -42,7 +42,7 @@ WRITERS = {"roy": "backend", "jen": "frontend"}
 STREAMS = tuple(spec for spec in ALL_STREAMS if spec.agent in WRITERS)
 WANTED = (*STREAMS, artifact_stream("roy"), AGENT_STATE_STREAM, *LOGS)
 PROBE = StreamSpec(name="test_cluster", subjects=("test.cluster.>",), agent="core")
-BETWEEN = 15
+BETWEEN = 10
 """Deliverables that every writer has acknowledged between two blows: there is load before, meanwhile and after."""
 
 
@@ -133,6 +133,21 @@ async def test_nobody_becomes_a_member_without_a_certificate(cluster: Cluster, t
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.to_thread(knock, without)
     assert b'"cluster":"coatcheck"' in await asyncio.to_thread(knock, member)
+
+
+async def test_certificates_are_renewed_under_way(cluster: Cluster, core: NatsClient) -> None:
+    """A second `coatcheck certs` and a reload: new connections see the new ones, the old connection goes on."""
+    addresses = [(LOOPBACK, cluster.port(node)) for node in NODES]
+    before = [await asyncio.to_thread(ssl.get_server_certificate, address) for address in addresses]
+    issue_certificates(cluster.ca_file.parent)
+    cluster.reload()
+    async with asyncio.timeout(30):
+        for address, old in zip(addresses, before, strict=True):
+            while await asyncio.to_thread(ssl.get_server_certificate, address) == old:
+                await asyncio.sleep(0.05)
+    assert await core.max_message_bytes() > 0
+    async with cluster.client("roy") as client:
+        assert await client.max_message_bytes() > 0
 
 
 # --- replicas -----------------------------------------------------------------------------------------------------
