@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     if kind not in KINDS:
         sys.exit(f"usage: python -m workers {'|'.join(KINDS)} [AGENT …]")
     settings = Settings()
-    run_main(kind, _entry(kind, settings, argv[1:]), ready_file=settings.ready_file)
+    run_main(kind, _entry(kind, settings, argv[1:]), settings)
 
 
 def _entry(kind: str, settings: Settings, only: Sequence[str]) -> Callable[[Lifecycle], Awaitable[None]]:

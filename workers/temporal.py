@@ -1,7 +1,8 @@
 """How we speak to Temporal: one converter, one sandbox, one set of interceptors, for workers, clients and replays."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +15,13 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, ToJsonOptions, pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError
+from temporalio.runtime import Runtime
 from temporalio.service import TLSConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from coatcheck.settings import Settings
+from coatcheck.telemetry.provider import ObservabilityProvider
 from schemas import errors, search_attributes
 
 STICKY_TIMEOUT: Final = timedelta(seconds=2)
@@ -103,17 +106,39 @@ def _read(path: Path | None) -> bytes | None:
         ) from error
 
 
-async def connect(address: str, namespace: str, *, tls: TLSConfig | bool = False) -> Client:
-    """Connect to Temporal.
+async def connect(
+    address: str, namespace: str, *, tls: TLSConfig | bool = False, runtime: Runtime | None = None
+) -> Client:
+    """Connect to Temporal; `runtime` says where the SDK measures, nowhere by default.
 
     Raises:
         DependencyDownError: the server does not answer, or is not the one that it should be.
     """
     try:
-        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER, tls=tls)
+        return await Client.connect(
+            address, namespace=namespace, data_converter=DATA_CONVERTER, tls=tls, runtime=runtime
+        )
     except RuntimeError as error:
         hint = "is it the authority that signed its certificate?" if tls else "start the stack with `coatcheck up`"
         raise DependencyDownError(f"Temporal does not answer at {address}: {error}", hint=hint) from error
+
+
+@contextlib.asynccontextmanager
+async def measured_client(settings: Settings, telemetry: ObservabilityProvider) -> AsyncIterator[Client]:
+    """The client of a worker, whose SDK measures where the process does.
+
+    Raises:
+        DependencyDownError: the server does not answer.
+    """
+    address, namespace = settings.require_temporal_address(), settings.temporal_namespace
+    tls = tls_config(settings)
+    if not telemetry.has_metrics:
+        yield await connect(address, namespace, tls=tls)
+        return
+    from coatcheck.telemetry.temporal import measured_runtime  # noqa: PLC0415
+
+    async with measured_runtime(telemetry.meter) as runtime:
+        yield await connect(address, namespace, tls=tls, runtime=runtime)
 
 
 async def check_search_attributes(client: Client) -> None:

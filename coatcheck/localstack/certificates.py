@@ -19,7 +19,7 @@ SERVERS: Final[dict[str, tuple[str, ...]]] = {
     "nats": ("nats", "nats-1", "nats-2", "nats-3"),
     "postgres": ("postgres",),
     "temporal": ("temporal",),
-    "otelcol": ("otelcol",),
+    "otelcol": ("otel-collector", "otelcol"),
     "phoenix": ("phoenix",),
 }
 """Server → the names that it has in docker-compose.yml."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck.settings import Settings
+from coatcheck.telemetry.provider import ObservabilityProvider
 from workers import runner
 from workers.runner import Lifecycle
 
@@ -14,7 +16,8 @@ async def test_the_ready_file_is_touched_until_the_end(tmp_path: Path, monkeypat
     """Its age tells a process that hangs; one that was told to stop is not ready any more."""
     monkeypatch.setattr(runner, "BEAT_SECONDS", 0.01)
     file = tmp_path / "ready"
-    lifecycle = Lifecycle(ready_file=file)
+    telemetry = ObservabilityProvider(Settings(), "test")
+    lifecycle = Lifecycle(ready_file=file, telemetry=telemetry)
     serving = asyncio.create_task(lifecycle.serve())
     async with asyncio.timeout(10):
         for _ in range(2):
