@@ -7,7 +7,10 @@ umask 077
 secrets=${1:?folder for secrets} data=${2:?folder for data}
 coatcheck=${COATCHECK:-.venv/bin/coatcheck}
 
-mkdir -p "$secrets" "$data/nats-1" "$data/nats-2" "$data/nats-3" "$data/postgres"
+mkdir -p "$secrets"
+for folder in nats-1 nats-2 nats-3 postgres otelcol phoenix prometheus grafana; do
+  mkdir -p "$data/$folder"
+done
 once() { # name text
   test -s "$secrets/$1" || printf %s "$2" > "$secrets/$1"
 }
@@ -23,6 +26,17 @@ done
 place='@postgres:5432/coatcheck?sslmode=verify-full&sslrootcert=/run/secrets/ca.pem'
 once database_url "postgresql://coatcheck:$(cat "$secrets/postgres_coatcheck")$place"
 once gateway_database_url "postgresql://coatcheck_gateway_login:$(cat "$secrets/postgres_gateway")$place"
+once collector_token "$(random)"
+once phoenix_admin "$(random)"
+once grafana_admin "$(random)"
+token=$(cat "$secrets/collector_token") admin=$(cat "$secrets/phoenix_admin")
+once telemetry.env "OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20$token"
+# Until there is a key of a system user of Phoenix, the collector shows the secret that may make one.
+once collector.env "COLLECTOR_TOKEN=$token
+PHOENIX_API_KEY=$admin"
+once phoenix.env "PHOENIX_SECRET=$(random)
+PHOENIX_ADMIN_SECRET=$admin
+PHOENIX_DEFAULT_ADMIN_INITIAL_PASSWORD=$(random)"
 for provider in openai anthropic; do # empty: none
   test -e "$secrets/${provider}_api_key" || : > "$secrets/${provider}_api_key"
 done

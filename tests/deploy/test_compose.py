@@ -32,11 +32,12 @@ from workers.temporal import check_search_attributes
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
+WATCHING = ROOT / "docker-compose.observability.yml"
 WORKERS = ("core", "gateway", "agents")
 ONE_SHOT = ("temporal-schema", "temporal-setup", "migrate")
 WRITES_ITS_ROOT = ("temporal-ui",)
 
-VERSION = re.compile(r":(\d+\.\d+(\.\d+)?(-\w+)?|\$\{COATCHECK_VERSION:-.+\})$")
+VERSION = re.compile(r":(v?|version-)(\d+\.\d+(\.\d+)?(-\w+)?|\$\{COATCHECK_VERSION:-.+\})$")
 
 Compose = Mapping[str, Any]
 
@@ -45,6 +46,13 @@ Compose = Mapping[str, Any]
 def compose() -> Compose:
     """The file, with what it inherits."""
     loaded: Compose = yaml.safe_load(FILE.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def watching() -> Compose:
+    """What watches the stack, on top of it."""
+    loaded: Compose = yaml.safe_load(WATCHING.read_text())
     return loaded
 
 
@@ -71,16 +79,18 @@ def validate(file: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_file_is_what_the_specification_says(tmp_path: Path) -> None:
     """And a slip of the pen is noticed."""
-    found = validate(FILE)
-    assert found.returncode == 0, found.stdout
+    for file in (FILE, WATCHING):
+        found = validate(file)
+        assert found.returncode == 0, found.stdout
     wrong = tmp_path / "docker-compose.yml"
     wrong.write_text(FILE.read_text().replace("read_only: true", "read_onyl: true", 1))
     assert validate(wrong).returncode == 1
 
 
-def test_every_service_is_confined(compose: Compose) -> None:
+def test_every_service_is_confined(compose: Compose, watching: Compose) -> None:
     """Not root, nothing to write but what it is given, no capability, a limit, an image of one version."""
-    for name, service in compose["services"].items():
+    more = {name: service for name, service in watching["services"].items() if name not in WORKERS}
+    for name, service in {**compose["services"], **more}.items():
         assert service["user"] == "${COATCHECK_UID:-1000}:${COATCHECK_GID:-1000}", name
         assert service["read_only"] is (name not in WRITES_ITS_ROOT), name
         assert service["cap_drop"] == ["ALL"], name
@@ -118,17 +128,32 @@ def test_the_ports_are_the_seeds_and_stay_on_the_machine(compose: Compose) -> No
     assert compose["networks"] == {"coatcheck": {"internal": True}, "outside": {}}
 
 
-def test_everything_that_is_mounted_is_there(compose: Compose, secrets: Path) -> None:
+def test_everything_that_is_mounted_is_there(compose: Compose, watching: Compose, secrets: Path) -> None:
     """Configuration in the repository, secrets only where `make secrets` puts them, readable by their owner alone."""
-    for config in compose["configs"].values():
-        assert (ROOT / config["file"]).is_file(), config
-    for secret in compose["secrets"].values():
-        place = secrets / secret["file"].removeprefix("${COATCHECK_SECRETS:-./secrets}/")
-        assert stat.S_IMODE(place.stat().st_mode) == 0o600, place
-    for name, service in compose["services"].items():
-        mounted = [item if isinstance(item, str) else item["source"] for item in service.get("secrets", [])]
-        assert set(mounted) <= compose["secrets"].keys(), name
-        assert {item["source"] for item in service.get("configs", [])} <= compose["configs"].keys(), name
+    known = {kind: {**compose[kind], **watching[kind]} for kind in ("secrets", "configs")}
+    services = [*compose["services"].values(), *watching["services"].values()]
+    here = [file["file"] for file in known["configs"].values()]
+    private = [file["file"] for file in known["secrets"].values()]
+    for service in services:
+        names = [item if isinstance(item, str) else item["source"] for item in service.get("secrets", [])]
+        assert set(names) <= known["secrets"].keys()
+        assert {item["source"] for item in service.get("configs", [])} <= known["configs"].keys()
+        for file in (*service.get("env_file", []), *(item.rpartition(":/")[0] for item in service.get("volumes", []))):
+            (private if file.startswith("$") else here).append(file)
+    assert all((ROOT / file).exists() for file in here)
+    for file in private:
+        variable, _, name = file.partition("}/")
+        place = (secrets if "SECRETS" in variable else secrets.with_name("data")) / name
+        assert stat.S_IMODE(place.stat().st_mode) in (0o600, 0o700), place
+
+
+def test_what_is_measured_is_looked_at(watching: Compose) -> None:
+    """The addresses that Prometheus' own files name are those of the services."""
+    for worker in WORKERS:
+        port = watching["services"][worker]["environment"]["OTEL_EXPORTER_PROMETHEUS_PORT"]
+        assert f"{worker}:{port}" in (ROOT / "deploy" / "prometheus" / "targets" / "coatcheck.json").read_text()
+        assert watching["services"][worker]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith("https://otel-c")
+    assert '"otel-collector:8888"' in (ROOT / "deploy" / "prometheus" / "targets" / "otelcol.json").read_text()
 
 
 def test_a_worker_has_its_own_secrets_and_no_others(compose: Compose) -> None:
