@@ -7,7 +7,7 @@ laid out as the NATS clients lay them out, so that standard tools read them, but
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.subjects import PREFIX, deliverable_wildcard
 
@@ -42,6 +42,17 @@ class StreamSpec(BaseModel):
     max_msg_bytes: int = -1
     republish_to: str | None = None
     """Where the server repeats what is stored under the first of `subjects`, for plain subscribers."""
+
+
+class Placement(BaseModel):
+    """Where streams are kept; the same for all of an environment, and their consumers follow them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    replicas: int = Field(1, ge=1, le=5)
+    """3 in a cluster whose members have separate power and disks; 5 is the most that JetStream takes."""
+    tags: tuple[str, ...] = ()
+    """Only on servers that have all of these `server_tags`; any server when empty."""
 
 
 def stream_name(task_type: str) -> str:

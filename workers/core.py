@@ -45,7 +45,7 @@ from coatcheck.telemetry.instruments import BackboneInstruments, LedgerInstrumen
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.ledger import Verb, agent_account
-from schemas.streams import MCP_REQUESTS, TOOL_STREAMS, StreamSpec, bucket_streams, tool_queue
+from schemas.streams import MCP_REQUESTS, TOOL_STREAMS, Placement, StreamSpec, bucket_streams, tool_queue
 from schemas.subjects import events_subject, ledger_subject, tool_request_subject
 from schemas.task_queues import CORE
 from workers.archiver import archiving
@@ -76,7 +76,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
-        await _ensure_streams(nats, pool, team)
+        await _ensure_streams(nats, pool, team, settings.placement)
         log = EventLog(nats)
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
@@ -145,13 +145,14 @@ async def _watch(pool: Pool, nats: NatsClient, team: Config, meter: Meter) -> As
         yield
 
 
-async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
+async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config, placement: Placement) -> None:
     """Make the streams of new agents; that of an agent whose role was removed stays, and is still looked after."""
     recorded = await recorded_sequences(pool)
     former = recorded.keys() - {spec.name for spec in team.streams}
     removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
     refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
-    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents), *LOGS, *TOOL_STREAMS])
+    wanted = [*team.streams, *bucket_streams(team.agents), *LOGS, *TOOL_STREAMS]
+    statuses = await ensure_streams(nats, wanted, placement=placement)
     await ensure_tool_queues(nats, team)
     for status in statuses:
         for difference in status.drift:

@@ -1,4 +1,4 @@
-"""Runs parts of the product against servers of one's own: migrations, single workers, the configuration of NATS."""
+"""Runs parts of the product against servers of one's own: migrations, single workers, NATS' accounts, certificates."""
 
 import os
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from coatcheck.cli.session import UP_HINT, load_settings
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, StorageUnavailableError
+from coatcheck.localstack.certificates import issue_certificates
 from coatcheck.localstack.files import private_dir, write_private
 from coatcheck.localstack.workers import ARCHIVER_WORKER, DEFAULT_WORKERS, PROJECTOR_WORKER, worker_environment
 from coatcheck.messaging.accounts import ensure_keys, render_accounts
@@ -93,3 +94,17 @@ def write_nats_config(out: Path, *, data_dir: Path) -> None:
     emit(str(path))
     tell(f"the keys are in {keys.absolute()}; each worker needs its own and no other")
     tell(f"hint: add `include {ACCOUNTS_FILE}` and `jetstream {{ sync_interval: always }}` to the server's file")
+
+
+def write_certificates(out: Path, hosts: Sequence[str], *, days: int, as_json: bool) -> None:
+    """Write an authority and a certificate per server into `out`, and print where they are.
+
+    Raises:
+        CoatcheckError: the folder cannot be written to, or a host is no name.
+    """
+    paths = issue_certificates(out, hosts=hosts, days=days)
+    if as_json:
+        emit_json({"authority": str(paths[0]), "certificates": [str(path) for path in paths[1:]]})
+    else:
+        emit("\n".join(map(str, paths)))
+        tell(f"hint: workers and commands trust it with NATS_CA={paths[0].absolute()}")

@@ -170,7 +170,7 @@ async def _nats_sync(settings: Settings) -> str:
 async def _streams(settings: Settings) -> str:
     known = [*load_config(settings.config_file).streams, *LOGS, *TOOL_STREAMS]
     async with open_nats(settings) as client:
-        statuses = await stream_statuses(client, known)
+        statuses = await stream_statuses(client, known, placement=settings.placement)
     if missing := {spec.name for spec in known} - {status.name for status in statuses}:
         raise CoatcheckError(
             f"{', '.join(sorted(missing))}: missing", hint="a core worker creates streams that never existed"

@@ -114,7 +114,8 @@ def _secrets(settings: Settings) -> set[str]:
 
     urls = [value.get_secret_value() for value in (settings.database_url, settings.gateway_database_url) if value]
     try:
-        return own_secrets(os.environ, folders=[settings.keys_dir], urls=[*urls, settings.nats_url or ""])
+        folders = [settings.keys_dir, *([settings.secrets_dir] if settings.secrets_dir else [])]
+        return own_secrets(os.environ, folders=folders, urls=[*urls, settings.nats_url or ""])
     except OSError as error:
         raise CoatcheckError(
             f"{error.filename} cannot be read, so nobody could tell whether it gets out: {error.strerror}"

@@ -27,7 +27,7 @@ from coatcheck.messaging.accounts import OBSERVER, load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool, storage_errors
-from workers.temporal import connect
+from workers.temporal import connect, tls_config
 
 CONNECT_SECONDS: Final = 3.0
 """A person waits for it; a server on the same network answers in milliseconds."""
@@ -107,7 +107,7 @@ async def open_temporal(settings: Settings) -> Client:
     address = _known(settings.temporal_address, "Temporal", "TEMPORAL_ADDRESS", settings)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await connect(address, settings.temporal_namespace)
+            return await connect(address, settings.temporal_namespace, tls=tls_config(settings))
     except TimeoutError as error:
         raise DependencyDownError(f"Temporal at {address} does not answer", hint=UP_HINT) from error
     except DependencyDownError as error:
@@ -150,7 +150,7 @@ async def open_nats(settings: Settings, *, identity: str = OBSERVER) -> AsyncGen
     """
     url = _known(settings.nats_url, "NATS", "NATS_URL", settings, MessagingUnavailableError)
     user = None if settings.nats_isolation == "shared" else load_user(settings.keys_dir, identity)
-    client = NatsClient(url, user=user, name=f"coatcheck-cli-{identity}")
+    client = NatsClient(url, user=user, name=f"coatcheck-cli-{identity}", ca_file=settings.nats_ca_file)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.__aenter__()
@@ -179,6 +179,6 @@ def _known(
     return address
 
 
-def _place(url: str) -> str:
-    """The URL without user and password."""
-    return url.rpartition("@")[2].partition("?")[0]
+def _place(urls: str) -> str:
+    """The URLs without users and passwords."""
+    return ",".join(url.rpartition("@")[2].partition("?")[0] for url in urls.split(","))
