@@ -5,12 +5,15 @@ Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coatcheck.errors import CoatcheckError
+
+CONFIG_FILE: Final = "coatcheck.toml"
+"""Taken by commands from the current folder when no other file is named."""
 
 
 def _none_if_empty(value: Any) -> Any:
