@@ -9,7 +9,7 @@ export COATCHECK_DATA_DIR ?= .coatcheck
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint types layers format format-check check schema bench pins clean
+.PHONY: help demo up down status test test-phoenix phoenix lint types layers format format-check check schema bench pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,15 @@ $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	@$(PIP) install -c constraints.txt -e '.[local,dev]'
 	@touch $@
 
+# 850 MB under the Elastic License 2.0, so in an environment of its own.
+$(VENV)-phoenix/.stamp: constraints-phoenix.txt
+	@echo "setting up $(VENV)-phoenix …" >&2
+	@$(PYTHON) -m venv --clear $(VENV)-phoenix
+	@$(VENV)-phoenix/bin/python -m pip --disable-pip-version-check -q install -c constraints-phoenix.txt arize-phoenix
+	@touch $@
+
+phoenix: $(VENV)-phoenix/.stamp ## Install Arize Phoenix for `coatcheck up --phoenix` (850 MB)
+
 demo: $(VENV)/.run-stamp ## Run one feature through the five agents and show it
 	@$(BIN)/coatcheck demo
 
@@ -49,6 +58,9 @@ status: $(VENV)/.run-stamp ## Show what runs and where
 
 test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=3)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-phoenix: $(VENV)/.dev-stamp $(VENV)-phoenix/.stamp ## Run the contract tests against a real Phoenix
+	@$(BIN)/python -m pytest -n 0 --timeout 900 tests/phoenix/contract.py
 
 lint: $(VENV)/.dev-stamp ## Check the style
 	@$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Agent activities: one activity type per agent, so that a replay tells `roy.backend` from `jen.frontend`."""
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -9,11 +10,14 @@ from temporalio import activity
 from activities.heartbeats import heartbeats
 from coatcheck.agents.loop import StageRunner, Task
 from coatcheck.agents.presence import Presence
+from coatcheck.telemetry.scope import working_on_task
 from schemas.activities import RunStageInput, stage_activity
 from schemas.agent_state import AgentTask
 from schemas.notice import Notice
 from schemas.roles import Role
 from schemas.workflow_ids import task_key
+
+_log = logging.getLogger(__name__)
 
 StageActivity = Callable[[RunStageInput], Awaitable[Notice]]
 
@@ -28,9 +32,13 @@ def stage_activity_for(role: Role, runner: StageRunner, presence: Presence | Non
         assert info.workflow_run_id is not None
         order = stage_input.order(info.workflow_id, info.workflow_run_id, info.activity_id)
         task = Task(order, task_key=task_key(order.run_key, info.activity_id), attempt=info.attempt)
-        with presence.working(_in_hand(task)) if presence else contextlib.nullcontext():
+        in_hand = presence.working(_in_hand(task)) if presence else contextlib.nullcontext()
+        with in_hand, working_on_task(task.task_key, order.reset):
             async with heartbeats():
-                return await runner.run(task)
+                _log.info("attempt %d begins", task.attempt)
+                notice = await runner.run(task)
+                _log.info("attempt %d is done: %s", task.attempt, notice.status)
+                return notice
 
     return run_stage
 

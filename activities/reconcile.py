@@ -38,6 +38,7 @@ from coatcheck.failpoints import failpoint
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
 from coatcheck.messaging.keyvalue import kv_get
+from coatcheck.storage import budgets
 from coatcheck.storage import reconcile as rows
 from coatcheck.storage.database import Pool
 from coatcheck.storage.reconcile import OpenTask, Repair, RowState
@@ -185,6 +186,8 @@ class ReconcileActivities:
         await self._reopen(live, open_rows, report)
         await self._close_orphans(report)
         await self._tell_late_turns()
+        swept = await budgets.sweep(self._pool)
+        report.released_holds, report.closed_budgets = swept.holds, swept.budgets
         report.warnings = (await self._forsaken())[:MAX_LINES]
         if report.repaired_runs or report.repaired_tasks or report.warnings:
             _log.warning("reconcile: %s", report.model_dump_json(exclude_defaults=True))

@@ -3,7 +3,8 @@
     CoatcheckError
     ├── DependencyDownError          a server that we need is away; exit code 3
     │   ├── MessagingUnavailableError
-    │   └── StorageUnavailableError
+    │   ├── StorageUnavailableError
+    │   └── TelemetryUnavailableError
     ├── ConfigError                  `coatcheck.toml` is wrong; exit code 2
     ├── NotAuthorizedError           this identity may not use that subject or task
     ├── MessagingRefusedError        JetStream's own refusal, with its error code
@@ -21,6 +22,11 @@
     ├── WorkerStoppingError
     ├── TaskClosedError              the task failed or was cancelled, so no model call is made for it
     ├── EventRefusedError
+    ├── LedgerError                  money did not move
+    │   ├── InsufficientCreditsError
+    │   ├── AccountMissingError
+    │   └── TransferConflictError
+    ├── BudgetError                  the run has no budget as asked for
     ├── TurnOutOfOrderError
     ├── ArtifactInvalidError         a path that leads out, too many files or bytes
     ├── CommandFailedError           a command agent failed, ran out of time or left no deliverable
@@ -66,6 +72,12 @@ class StorageUnavailableError(DependencyDownError):
     """PostgreSQL is away."""
 
     code = codes.STORAGE_UNAVAILABLE
+
+
+class TelemetryUnavailableError(DependencyDownError):
+    """The telemetry endpoint does not take anything now."""
+
+    code = "telemetry.unavailable"
 
 
 class ConfigError(CoatcheckError):
@@ -174,6 +186,36 @@ class EventRefusedError(CoatcheckError):
     """An event is not the reporter's to tell, or is not what its type must be; nothing of its report was stored."""
 
     code = codes.EVENT_REFUSED
+
+
+class LedgerError(CoatcheckError):
+    """A movement of credits was refused; nothing has moved."""
+
+    code = "ledger.refused"
+
+
+class InsufficientCreditsError(LedgerError):
+    """The account has less than that free."""
+
+    code = codes.INSUFFICIENT_CREDITS
+
+
+class AccountMissingError(LedgerError):
+    """There is no such account."""
+
+    code = codes.ACCOUNT_MISSING
+
+
+class TransferConflictError(LedgerError):
+    """The idempotency key belongs to a movement with other contents."""
+
+    code = codes.TRANSFER_CONFLICT
+
+
+class BudgetError(CoatcheckError):
+    """A request names a budget that is not configured, or that its tenant cannot pay."""
+
+    code = codes.BUDGET_REFUSED
 
 
 class TurnOutOfOrderError(CoatcheckError):

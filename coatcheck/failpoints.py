@@ -29,6 +29,8 @@ POINTS: Final[frozenset[str]] = frozenset(
         "reconcile.after_rows",
         "projector.before_insert",
         "projector.after_insert",
+        "tracer.before_send",
+        "tracer.after_send",
         "agent.before_turn",
         "agent.after_turn",
         "agent.before_publish",
@@ -44,6 +46,10 @@ POINTS: Final[frozenset[str]] = frozenset(
         "llm.after_claim",
         "llm.before_journal",
         "llm.after_journal",
+        "ledger.before_reserve",
+        "ledger.after_reserve",
+        "ledger.before_settle",
+        "ledger.after_settle",
     }
 )
 

@@ -6,6 +6,7 @@ Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers 
 
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -59,6 +60,33 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    metrics_host: str = Field("127.0.0.1", validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_HOST"))
+    """Where the Prometheus endpoint of a worker listens."""
+    metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_PORT")
+    )
+    """Its port, 0 for a free one; there is no endpoint when absent or empty."""
+    otlp_endpoint: str | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    """Where traces, logs and metrics go, over OTLP/HTTP; nowhere when absent. The exporters read this and the other
+    `OTEL_EXPORTER_OTLP_*` variables themselves."""
+    otlp_traces_endpoint: str | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+    otlp_logs_endpoint: str | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"))
+    otlp_metrics_endpoint: str | None = Field(
+        None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+    )
+    otel_disabled: bool = Field(False, validation_alias=AliasChoices("OTEL_SDK_DISABLED"))
+    content_capture: Literal["off", "preview", "full"] = "preview"
+    """What prompts, answers and other texts telemetry holds: none, 2 KB of each, or all."""
+    trace_messages: bool = False
+    """Also a span for each message between processes: some 200 per run."""
+    phoenix_url: str | None = Field(None, validation_alias=AliasChoices("PHOENIX_COLLECTOR_ENDPOINT"))
+    """The base URL of Phoenix, for links to traces and for scores; traces go to the OTLP endpoint."""
+    phoenix_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("PHOENIX_API_KEY"))
+    phoenix_project: str = Field("coatcheck", validation_alias=AliasChoices("PHOENIX_PROJECT_NAME"))
+
+    embedding_model: str | None = None
+    """Of the OpenAI-compatible endpoint, for `coatcheck similar`; the small one on this machine when absent."""
+
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""
     agent_slots: int = 200
@@ -79,6 +107,29 @@ class Settings(BaseSettings):
     def require_gateway_database_url(self) -> str:
         """The DSN with the gateway's role; the owner's when none is set."""
         return _require(_secret(self.gateway_database_url or self.database_url), "GATEWAY_DATABASE_URL or DATABASE_URL")
+
+    def has_otlp(self, signal: Literal["traces", "logs", "metrics"]) -> bool:
+        """Whether there is an endpoint for that kind of telemetry."""
+        own: str | None = getattr(self, f"otlp_{signal}_endpoint")
+        return not self.otel_disabled and bool(own or self.otlp_endpoint)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret of this environment, also the passwords inside addresses."""
+        held = [
+            secret.get_secret_value()
+            for secret in (
+                self.openai_api_key,
+                self.anthropic_api_key,
+                self.database_url,
+                self.gateway_database_url,
+                self.phoenix_api_key,
+            )
+            if secret is not None
+        ]
+        addresses = [*held, self.nats_url or ""]
+        passwords = [urlsplit(text).password for text in addresses if "://" in text]
+        return (*held, *(text for text in passwords if text))
 
     @property
     def workspaces_dir(self) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, ConfigDict
 from temporalio.common import RetryPolicy
 
+from schemas.budget import Budget
 from schemas.deliverable import DeliverableRef
 from schemas.errors import PAYLOADS_TOO_LARGE
 from schemas.events import SystemEvent
@@ -155,6 +156,8 @@ class RunRow(BaseModel):
     completed_at: datetime | None = None
     brief: str | None = None
     """Only in the first step; it becomes the row's description."""
+    budget: Budget | str | None = None
+    """In the first step what the request says, later what a person has set. What is written is always a `Budget`."""
 
 
 class TaskRow(BaseModel):

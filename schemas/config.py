@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.budget import Budget
 from schemas.judging import BUILT_IN_QUESTIONS, CHECK_CRITERIA, KIND_CHECKS, Criterion, JudgeConfig
 from schemas.pipeline import DEFAULT_PIPELINE, Pipeline, Stage
 from schemas.roles import DEFAULT_ROLES, ModelName, Role
@@ -53,6 +54,21 @@ class Tenant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     weight: Annotated[float, Field(gt=0, le=1000)] = 1
+    budget: Slug | None = None
+    """Which of `[budgets]` a run of this tenant has that names none."""
+    per_day: Budget | None = None
+    """What all its runs together may use on one day (UTC)."""
+
+
+class Limits(BaseModel):
+    """What may be used on one day (UTC), whatever the budgets of single runs allow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    per_day: Budget | None = None
+    """By everybody together."""
+    agents: dict[Slug, Budget] = {}
+    """Agent → what its model calls may use per day."""
 
 
 class CheckLimits(BaseModel):
@@ -134,6 +150,9 @@ class Config(BaseModel):
     prices: dict[ModelName, Price] = {}
     tenants: dict[Slug, Tenant] = {}
     """Those that are not named have weight 1."""
+    budgets: dict[Slug, Budget] = {}
+    """Name → what a run may spend that names it, or whose tenant does."""
+    limits: Limits = Limits()
     checks: CheckLimits = CheckLimits()
     criteria: dict[Slug, Criterion] = {}
     """Name → question for judges that are models, besides those that are built in, or instead of one of them."""
@@ -144,6 +163,13 @@ class Config(BaseModel):
     def _agrees_with_itself(self) -> Self:
         if found := disagreements(self.roles, {name: pipeline.stages for name, pipeline in self.pipelines.items()}):
             raise ValueError("; ".join(f"{'.'.join(map(str, item.key))}: {item.message}" for item in found))
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_of_tenants_exist(self) -> Self:
+        for name, tenant in self.tenants.items():
+            if tenant.budget is not None and tenant.budget not in self.budgets:
+                raise ValueError(f"tenants.{name}.budget: there is no budget {tenant.budget!r}")
         return self
 
     @property

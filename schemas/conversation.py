@@ -6,7 +6,7 @@ So the journal stores the marker, a retried turn is the same turn, and a 9 MB de
 """
 
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -49,6 +49,8 @@ class TurnRequest(BaseModel):
     """pydantic-ai `ModelSettings`."""
     claims: list[Claim] = []
     """Of all turns so far."""
+    wrap_up: str = ""
+    """Why nothing more fits, if so: the agent hands in what it has, in a small last call that is kept free."""
 
 
 class RedeemRequest(BaseModel):
@@ -71,6 +73,10 @@ class RedeemReply(BaseModel):
     code: str | None = None
     message: str = ""
     retryable: bool = False
+
+
+OVER_BUDGET: Final = "over_budget"
+"""In the `metadata` of a `ModelResponse` that was a last one: why."""
 
 
 class TurnAnswer(BaseModel):
@@ -110,6 +116,14 @@ class TurnParked(BaseModel):
     """Until the first of them may be asked again, with jitter."""
 
 
+class TurnOverBudget(BaseModel):
+    """The call does not fit into what may still be spent, and was not made: ask again with `wrap_up`, or stop."""
+
+    kind: Literal["over_budget"] = "over_budget"
+    reason: str
+    """What is left of what, for the agent and for people."""
+
+
 class TurnError(BaseModel):
     """A typed refusal."""
 
@@ -123,4 +137,6 @@ class TurnError(BaseModel):
 class TurnReply(BaseModel):
     """The proxy's reply."""
 
-    reply: TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError = Field(discriminator="kind")
+    reply: TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnOverBudget | TurnError = Field(
+        discriminator="kind"
+    )

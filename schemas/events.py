@@ -57,7 +57,7 @@ class Envelope(BaseModel):
     severity: Severity = "info"
     occurred_at: AwareDatetime
     traceparent: str | None = None
-    """W3C trace context."""
+    """W3C trace context; travels in the message's header and is filled in from there."""
 
     @property
     def entity_type(self) -> Literal["workflow", "task"]:

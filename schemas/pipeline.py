@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from schemas.budget import Budget
 from schemas.deliverable import Sha256
 from schemas.notice import Notice, Verdict
 from schemas.subjects import Slug
@@ -222,6 +223,8 @@ class FeatureRequest(BaseModel):
     gates: tuple[Slug, ...] = ()
     """Stages after which a person decides, besides those that the pipeline marks."""
     decision_timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=90 * 86_400)] = DECISION_TIMEOUT_SECONDS
+    budget: Slug | Budget | None = None
+    """At most so much is spent, or one of `[budgets]` in `coatcheck.toml` by name; its tenant's when absent."""
     pipeline: Pipeline = DEFAULT_PIPELINE
     fork: ForkPoint | None = None
     """Set by `coatcheck bench fork`: begin with another run's rounds instead of doing them."""

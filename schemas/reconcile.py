@@ -47,6 +47,10 @@ class ReconcileReport(BaseModel):
     """Runs that Temporal calls open."""
     repaired_runs: int = 0
     repaired_tasks: int = 0
+    released_holds: int = 0
+    """Reservations that had outlived their calls."""
+    closed_budgets: int = 0
+    """Runs that have ended and had something left in their budgets."""
     repairs: list[RepairLine] = []
     """The first `MAX_LINES`."""
     warnings: list[str] = []

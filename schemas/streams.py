@@ -180,5 +180,7 @@ class StreamStatus(BaseModel):
     first_seq: int
     last_seq: int
     consumer_count: int
+    age_seconds: float = 0
+    """Of the oldest message, by the server's clock; 0 when there is none."""
     drift: list[str] = []
     """One `setting: is X, should be Y` per difference; empty when the stream is as declared."""

@@ -99,6 +99,11 @@ def claims_subject(agent: str) -> str:
     return f"{PREFIX}.svc.claims.{agent}"
 
 
-def service_wildcard(agent: str) -> str:
-    """Every request-reply subject of `agent`: `agog.svc.<service>.<agent>`."""
-    return f"{PREFIX}.svc.*.{agent}"
+def ledger_subject(verb: str, agent: str) -> str:
+    """The request-reply subject on which `agent` asks about its own account; `*` is every verb."""
+    return f"{PREFIX}.svc.ledger.{verb}.{agent}"
+
+
+def service_wildcards(agent: str) -> tuple[str, ...]:
+    """Every request-reply subject of `agent`: `agog.svc.<service>.<agent>`, `agog.svc.<service>.<verb>.<agent>`."""
+    return f"{PREFIX}.svc.*.{agent}", f"{PREFIX}.svc.*.*.{agent}"

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     entry = _entry(kind, settings, argv[1:])
     gc.freeze()
     gc.enable()
-    run_main(kind, entry, ready_file=settings.ready_file)
+    run_main(kind, entry, settings)
 
 
 def _entry(kind: str, settings: Settings, only: Sequence[str]) -> Callable[[Lifecycle], Awaitable[None]]:

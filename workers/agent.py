@@ -41,7 +41,7 @@ from schemas.task_queues import agent_queue
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
-from workers.temporal import BUILD_ID, connect
+from workers.temporal import BUILD_ID, measured_client
 
 TURN_TIMEOUT_SECONDS: Final = 8.0
 """The proxy answers or says `pending` within 5 s; 3 s more and it is gone."""
@@ -82,13 +82,13 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
     config = load_config(settings.config_file)
     workspaces = WorkspaceFolder(settings.workspaces_dir)
     workspaces.sweep()
-    client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
-    process = _Process(settings, lifecycle, client, config, workspaces)
     presences: list[Presence] = []
     async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
+        process = _Process(settings, lifecycle, client, config, workspaces)
         for role in config.roles.values():
             if not only or role.agent in only:
-                nats = await stack.enter_async_context(nats_client(settings, role.agent))
+                nats = await stack.enter_async_context(nats_client(settings, role.agent, lifecycle.telemetry))
                 presence = await stack.enter_async_context(Presence(nats, role.agent, version=BUILD_ID))
                 presences.append(presence)
                 await stack.enter_async_context(_worker(role, nats, process, presence))

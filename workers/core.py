@@ -5,13 +5,16 @@ import logging
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 
+from opentelemetry.metrics import Meter
 from temporalio.worker import Worker
 
+from activities.budgets import Budgets
 from activities.reconcile import ReconcileActivities
 from activities.state import StateActivities
 from coatcheck.config import load_config
 from coatcheck.events.intake import EventIntake
 from coatcheck.events.projector import Projector
+from coatcheck.events.watching import BackboneWatch
 from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
@@ -23,20 +26,25 @@ from coatcheck.messaging.streams import (
     refuse_lost_streams,
     stream_statuses,
 )
+from coatcheck.services.ledger import LedgerService
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.known_tasks import KnownTasks
+from coatcheck.storage.ledger import open_account
 from coatcheck.storage.state import known_runs, recorded_sequences
+from coatcheck.telemetry.instruments import BackboneInstruments, RunInstruments
 from schemas.config import Config
 from schemas.events import JUDGE
+from schemas.ledger import Verb, agent_account
 from schemas.streams import StreamSpec, bucket_streams
-from schemas.subjects import events_subject
+from schemas.subjects import events_subject, ledger_subject
 from schemas.task_queues import CORE
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
-from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, connect, sandbox_runner
+from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, measured_client, sandbox_runner
+from workers.tracing import tracing
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
 from workflows.reconcile import ReconcileWorkflow
@@ -54,24 +62,33 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
-        nats = await stack.enter_async_context(nats_client(settings, "core"))
+        nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
         await _ensure_streams(nats, pool, team)
         log = EventLog(nats)
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
+        await stack.enter_async_context(await _ledger(pool, nats, team))
         await stack.enter_async_context(Projector(pool, nats).running())
-        client = await connect(settings.require_temporal_address(), settings.temporal_namespace)
+        await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
+        client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
         await check_search_attributes(client)
         await ensure_schedules(client)
+        budgets = Budgets(team.budgets, team.tenants)
+        measures = RunInstruments(lifecycle.telemetry.meter, team.pipelines.values())
+        if lifecycle.telemetry.has_metrics:
+            await stack.enter_async_context(_watch(nats, team, lifecycle.telemetry.meter))
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
         await stack.enter_async_context(
             Worker(
                 client,
                 task_queue=CORE,
                 workflows=[FeaturePipelineWorkflow, ProgramWorkflow, ReconcileWorkflow],
-                activities=[StateActivities(pool, log, tasks).record, reconcile.compare],
+                activities=[
+                    StateActivities(pool, log, tasks, measures, budgets=budgets).record,
+                    reconcile.compare,
+                ],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
                 build_id=BUILD_ID,
@@ -90,6 +107,25 @@ def _intake(
     reporters = [*team.agents, JUDGE]
     endpoints = {events_subject(name): functools.partial(intake.handle, name) for name in reporters}
     return serve(nats, name="events", version="1.0.0", endpoints=endpoints)
+
+
+async def _ledger(pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncContextManager[None]:
+    """Serve the agents' own accounts."""
+    for agent in team.agents:
+        await open_account(pool, agent_account(agent))
+    service = LedgerService(pool)
+    endpoints = {
+        ledger_subject(verb, agent): functools.partial(service.handle, verb, agent)
+        for agent in team.agents
+        for verb in Verb
+    }
+    return serve(nats, name="ledger", version="1.0.0", endpoints=endpoints)
+
+
+def _watch(nats: NatsClient, team: Config, meter: Meter) -> AbstractAsyncContextManager[None]:
+    """Look at the streams for whoever reads the meter."""
+    specs = [*team.streams, *bucket_streams(team.agents), *LOGS]
+    return BackboneWatch(nats, specs, BackboneInstruments(meter)).running()
 
 
 async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:

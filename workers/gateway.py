@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.config import load_config
 from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.budgets import BudgetDesk
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
@@ -20,6 +21,7 @@ from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.journal import TurnJournal
 from coatcheck.storage.state import finished_notice, read_brief
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas.config import Config
 from schemas.subjects import claims_subject, llm_subject
 from workers.nats import nats_client
@@ -36,18 +38,28 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     config = load_config(settings.config_file)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_gateway_database_url()))
-        nats = await stack.enter_async_context(nats_client(settings, "gateway"))
+        nats = await stack.enter_async_context(nats_client(settings, "gateway", lifecycle.telemetry))
         journal = TurnJournal(pool, gateway_id=str(uuid.uuid4()))
         await journal.beat()
         desk = ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool))
         claims = ClaimService(desk, finished_notice=functools.partial(finished_notice, pool))
         board = await stack.enter_async_context(BreakerBoard(nats, config.providers))
         chain = ModelChain(board, Capacity(config.providers, config.tenants))
+        providers = await stack.enter_async_context(_providers(settings, config))
+        measures = ModelInstruments(lifecycle.telemetry.meter, providers.allowed)
+        board.listen(lambda model, _before, now: measures.breaker(model, now.state))
         turns = TurnDesk(
             journal,
-            providers=await stack.enter_async_context(_providers(settings, config)),
+            providers=providers,
+            measures=measures,
             claims=desk,
             chain=chain,
+            budgets=BudgetDesk(
+                providers.prices,
+                limits=config.limits,
+                tenants=config.tenants,
+                call_seconds=providers.timeout_seconds,
+            ),
             max_failures=settings.provider_failures,
         )
         proxy = LLMProxy(turns, journal=journal, chain=chain)

@@ -1,4 +1,4 @@
-"""The projector as a process of its own: the audit log into PostgreSQL.
+"""The projector as a process of its own: the audit log into PostgreSQL, and into traces where there is an endpoint.
 
 Every core worker has one too. One of all of them is active, the others stand by, so this is for those who want it
 apart: it is as able to end, and as able to be watched, as it is alone.
@@ -13,6 +13,7 @@ from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from workers.nats import nats_client
 from workers.runner import Lifecycle
+from workers.tracing import tracing
 
 
 async def run(settings: Settings, lifecycle: Lifecycle) -> None:
@@ -22,8 +23,9 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         MessagingUnavailableError: NATS is away at the start; later it is waited for.
     """
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=2))
-        nats = await stack.enter_async_context(nats_client(settings, CORE))
+        pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=4))
+        nats = await stack.enter_async_context(nats_client(settings, CORE, lifecycle.telemetry))
         await ensure_streams(nats, LOGS)
         await stack.enter_async_context(Projector(pool, nats).running())
+        await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         await lifecycle.serve()

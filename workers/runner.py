@@ -12,6 +12,9 @@ from typing import NoReturn
 import uvloop
 
 from coatcheck.errors import CoatcheckError
+from coatcheck.settings import Settings
+from coatcheck.telemetry.logs import configure_logging
+from coatcheck.telemetry.provider import ObservabilityProvider
 
 EXIT_FAILED = 1
 EXIT_DEPENDENCY_DOWN = 3
@@ -22,8 +25,9 @@ _log = logging.getLogger("coatcheck.worker")
 class Lifecycle:
     """What a composition root needs to know about its process."""
 
-    def __init__(self, *, ready_file: Path | None) -> None:
+    def __init__(self, *, ready_file: Path | None, telemetry: ObservabilityProvider) -> None:
         self._ready_file = ready_file
+        self.telemetry = telemetry
         self._stop = asyncio.Event()
 
     def request_stop(self) -> None:
@@ -44,24 +48,26 @@ class Lifecycle:
         _log.info("stopping")
 
 
-def run_main(name: str, main: Callable[[Lifecycle], Awaitable[None]], *, ready_file: Path | None) -> NoReturn:
-    """Run a worker to its end and leave the process at once.
+def run_main(name: str, main: Callable[[Lifecycle], Awaitable[None]], settings: Settings) -> NoReturn:
+    """Run a worker to its end and leave the process at once, telemetry within 2 s.
 
     `os._exit` after flushing, since the interpreter's own exit sometimes aborts in Temporal's core (sdk-python#300).
     """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s"
-    )
+    try:
+        telemetry = ObservabilityProvider(settings, name)
+    except CoatcheckError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}")
+    configure_logging(name, telemetry.log_handlers)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # 10% less CPU per run than asyncio's own
-        code = runner.run(_run(main, ready_file))
+        code = runner.run(_run(main, Lifecycle(ready_file=settings.ready_file, telemetry=telemetry)))
+    telemetry.shutdown()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-async def _run(main: Callable[[Lifecycle], Awaitable[None]], ready_file: Path | None) -> int:
-    lifecycle = Lifecycle(ready_file=ready_file)
+async def _run(main: Callable[[Lifecycle], Awaitable[None]], lifecycle: Lifecycle) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lifecycle.request_stop)
     try:

@@ -1,7 +1,8 @@
 """How we speak to Temporal: one converter, one sandbox, one set of interceptors, for workers, clients and replays."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -13,8 +14,11 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, ToJsonOptions, pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError
+from temporalio.runtime import Runtime
 
 from coatcheck.errors import DependencyDownError
+from coatcheck.settings import Settings
+from coatcheck.telemetry.provider import ObservabilityProvider
 from schemas import errors, search_attributes
 
 if TYPE_CHECKING:
@@ -86,18 +90,35 @@ def sandbox_runner() -> "SandboxedWorkflowRunner":
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSTHROUGH))
 
 
-async def connect(address: str, namespace: str) -> Client:
-    """Connect to Temporal.
+async def connect(address: str, namespace: str, *, runtime: Runtime | None = None) -> Client:
+    """Connect to Temporal; `runtime` says where the SDK measures, nowhere by default.
 
     Raises:
         DependencyDownError: the server does not answer.
     """
     try:
-        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER)
+        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER, runtime=runtime)
     except RuntimeError as error:
         raise DependencyDownError(
             f"Temporal does not answer at {address}: {error}", hint="start the stack with `coatcheck up`"
         ) from error
+
+
+@contextlib.asynccontextmanager
+async def measured_client(settings: Settings, telemetry: ObservabilityProvider) -> AsyncIterator[Client]:
+    """The client of a worker, whose SDK measures where the process does.
+
+    Raises:
+        DependencyDownError: the server does not answer.
+    """
+    address, namespace = settings.require_temporal_address(), settings.temporal_namespace
+    if not telemetry.has_metrics:
+        yield await connect(address, namespace)
+        return
+    from coatcheck.telemetry.temporal import measured_runtime  # noqa: PLC0415
+
+    async with measured_runtime(telemetry.meter) as runtime:
+        yield await connect(address, namespace, runtime=runtime)
 
 
 async def check_search_attributes(client: Client) -> None:

@@ -15,6 +15,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 from schemas import activities, errors, search_attributes
 from schemas.activities import RunStageInput, StageInputRef, StageOrder, stage_activity
+from schemas.budget import BLOCKED_BY_BUDGET, Budget, BudgetChange
 from schemas.notice import Notice, Verdict
 from schemas.pipeline import (
     DEFAULT_TENANT,
@@ -39,6 +40,8 @@ DEFAULT_PRIORITY: Final = 3
 """Temporal's own; what is the default is left out of the history."""
 
 
+BLOCKED: Final = "blocked: "
+"""How the reason of a question begins that an agent's own blockers ask."""
 FIRST_TASK_EVENTS: Final = 3
 """Of a history when its first task begins: started, task scheduled, task started."""
 
@@ -61,6 +64,8 @@ class FeaturePipelineWorkflow:
         self._pause_requested = False
         self._parent_knows_of_wait = False
         self._decisions: dict[str, Decision] = {}
+        self._funded: set[str] = set()
+        """Stages that go on because the run may spend more, by a decision that sends nothing else back."""
 
     @workflow.run
     async def run(self, request: FeatureRequest | None = None) -> PipelineResult:
@@ -128,6 +133,10 @@ class FeaturePipelineWorkflow:
                     outcome = f"{reason}; approved by {decision.by}"
                     break
                 comment = f"{decision.by}: {decision.comment}"
+                if stage.name in self._funded:
+                    self._funded.remove(stage.name)
+                    notice = await self._run_round(stage, comment=comment)
+                    continue
             elif (accepted := self._reason_to_accept(stage, notice)) is not None:
                 outcome = accepted
                 break
@@ -137,7 +146,7 @@ class FeaturePipelineWorkflow:
     def _reason_to_ask(self, stage: Stage, notice: Notice) -> str | None:
         """Why a person has to decide on this notice, or `None` when the pipeline can go on by itself."""
         if notice.status == "blocked":
-            return f"blocked: {notice.blockers}"
+            return f"{BLOCKED}{notice.blockers}"
         if notice.metadata.verdict is Verdict.REJECT:
             return f"the review rejects {stage.reviews}: {notice.summary}"
         if self._reason_to_accept(stage, notice) is None:
@@ -317,6 +326,33 @@ class FeaturePipelineWorkflow:
                 type=errors.REQUEST_INVALID,
             )
 
+    @workflow.update
+    async def set_budget(self, change: BudgetChange) -> str:
+        """What the run may spend in all from now on; stages that stopped for want of budget go on with it."""
+        try:
+            await self._record(change.budget)
+        except ActivityError as error:
+            cause = error.cause if isinstance(error.cause, ApplicationError) else error
+            raise ApplicationError(cause.message, type=errors.BUDGET_REFUSED) from error
+        going_on = [item for item in self._run.waiting.values() if item.reason.startswith(BLOCKED + BLOCKED_BY_BUDGET)]
+        for item in going_on:
+            if item.stage not in self._decisions:
+                self._funded.add(item.stage)
+                self._decisions[item.stage] = Decision(
+                    stage=item.stage,
+                    action=DecisionAction.REVISE,
+                    sha256=item.sha256,
+                    by=change.by,
+                    comment=f"the run may now spend {change.budget} in all: go on where you stopped",
+                )
+        names = " and ".join(item.stage for item in going_on)
+        return f"the run may spend {change.budget} in all" + (f"; {names} goes on" if names else "")
+
+    @set_budget.validator
+    def _validate_budget(self, change: BudgetChange) -> None:  # noqa: ARG002  Temporal gives it the argument
+        if self._state is None or self._state.completed_at is not None:
+            raise ApplicationError("the run has not started or has ended", type=errors.REQUEST_INVALID)
+
     @workflow.signal
     def pause(self) -> None:
         """Stop before the next stage starts; a stage under way is finished."""
@@ -349,7 +385,7 @@ class FeaturePipelineWorkflow:
         workflow.upsert_search_attributes([search_attributes.STATUS.value_set(self._run.status)])
         await self._record()
 
-    async def _record(self) -> None:
+    async def _record(self, budget: Budget | None = None) -> None:
         """Store the step in PostgreSQL: one local activity, one statement, no server round trip of its own."""
         workflow.set_current_details(self._run.details())
         if not self._run.is_recorded:
@@ -359,7 +395,7 @@ class FeaturePipelineWorkflow:
                     search_attributes.STATUS.value_set(self._run.status),
                 ]
             )
-        step = self._run.take_step(workflow.now())
+        step = self._run.take_step(workflow.now(), budget)
         await workflow.execute_local_activity(
             activities.RECORD_STATE,
             step,

@@ -14,6 +14,7 @@ from typing import Any
 from schemas import event_payloads as payloads
 from schemas import events
 from schemas.activities import RecordInput, RunRow, StageInputRef, TaskRow
+from schemas.budget import Budget
 from schemas.notice import Notice
 from schemas.pipeline import (
     Decision,
@@ -30,6 +31,7 @@ from schemas.pipeline import (
     Waiting,
 )
 from schemas.review import FindingMark
+from schemas.tracing import trace_id
 from schemas.workflow_ids import activity_id, task_key
 from workflows.telling import Telling
 
@@ -287,10 +289,12 @@ class RunState:
         """Whether a step has been taken already."""
         return self._steps > 0
 
-    def take_step(self, now: datetime) -> RecordInput:
+    def take_step(self, now: datetime, budget: Budget | None = None) -> RecordInput:
         """Everything that changed since the last step was confirmed, as one transaction's worth of rows."""
         self._steps += 1
-        return RecordInput(run=self._run_row(now), tasks=list(self._tasks.values()), events=list(self._telling.untold))
+        return RecordInput(
+            run=self._run_row(now, budget), tasks=list(self._tasks.values()), events=list(self._telling.untold)
+        )
 
     def confirm_step(self, step: RecordInput) -> None:
         """The step is stored; what changed meanwhile stays for the next one."""
@@ -346,6 +350,7 @@ class RunState:
         lines += [f"\n**Waiting for a decision on {item.stage}**: {item.reason}" for item in self.waiting.values()]
         if self.error is not None:
             lines.append(f"\n**{self.status}**: {self.error}")
+        lines.append(f"\ntrace `{trace_id(self.run_key)}`")
         return "\n".join(lines)
 
     # --- rows ---------------------------------------------------------------------------------------------------
@@ -371,7 +376,7 @@ class RunState:
     def _current_step(self) -> str | None:
         return next(iter([*self.waiting, *(item.stage.name for item in self.open_rounds())]), None)
 
-    def _run_row(self, now: datetime) -> RunRow:
+    def _run_row(self, now: datetime, budget: Budget | None) -> RunRow:
         # After a reset the count starts again below what is recorded, but the time goes on.
         revision = int(now.timestamp() * 1000) * 1000 + self._steps
         return RunRow(
@@ -391,6 +396,7 @@ class RunState:
             started_at=self.started_at,
             completed_at=self.completed_at,
             brief=self.request.brief if self._steps == 1 else None,
+            budget=self.request.budget if self._steps == 1 else budget,
         )
 
     def _task_row(self, current: Round, status: str, error: str | None = None) -> TaskRow:

@@ -3,20 +3,22 @@
 An author turns an order into a validated report and leaves its files on the desk. It publishes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from typing import Protocol
 
-from pydantic_ai import Agent, ModelRetry, RunContext, ToolOutput
+from pydantic_ai import Agent, ModelRetry, RunContext, ToolOutput, capture_run_messages
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
+from pydantic_ai.messages import ModelMessage
 from pydantic_ai.usage import UsageLimits
 
 from coatcheck.agents.desk import Desk
 from coatcheck.agents.instructions import load_instructions
+from coatcheck.agents.partial import blocked, partial_report
 from coatcheck.agents.prompt import READING_RULES
-from coatcheck.agents.proxy_model import AskProxy, ProxyModel
+from coatcheck.agents.proxy_model import AskProxy, BudgetSpentError, ProxyModel, Spending
 from coatcheck.agents.reports import Report, ReviewReport, report_model
 from coatcheck.agents.tools import add_tools
 from coatcheck.errors import AgentLimitError, AgentOutputError
@@ -66,7 +68,7 @@ class ModelAuthor:
         self._stopping = stopping
 
     async def write(self, task_key: str, prompt: str, desk: Desk) -> Written:
-        """Hold the conversation; journalled turns cost nothing.
+        """Hold the conversation; journalled turns cost nothing. Out of budget, what there is is handed in as blocked.
 
         Raises:
             AgentOutputError: the model gave no valid report within its bounded tries; not retried.
@@ -79,20 +81,38 @@ class ModelAuthor:
             self._ask, task_key=task_key, models=self._role.models, claims=desk.claims, stopping=self._stopping
         )
         limits = UsageLimits(request_limit=self._role.max_turns)
-        try:
-            result = await _agent(self._role).run(prompt, model=model, deps=desk, usage_limits=limits)
-        except UsageLimitExceeded as error:
-            raise AgentLimitError(f"{self._role.agent}: {error}") from error
-        except UnexpectedModelBehavior as error:
-            raise AgentOutputError(f"{self._role.agent} gave no valid report: {error}") from error
-        spent = Spent(
-            models=frozenset(model.spending.models),
-            tokens_in=result.usage.input_tokens,
-            tokens_out=result.usage.output_tokens,
-            tokens_cached=result.usage.cache_read_tokens,
-            cost_usd=model.spending.cost_usd,
-        )
-        return Written(result.output, spent)
+        report: Report | None = None
+        with capture_run_messages() as messages:
+            try:
+                result = await _agent(self._role).run(prompt, model=model, deps=desk, usage_limits=limits)
+                report = result.output
+            except UsageLimitExceeded as error:
+                raise AgentLimitError(f"{self._role.agent}: {error}") from error
+            except BudgetSpentError:
+                pass
+            except UnexpectedModelBehavior as error:
+                if model.over_budget is None:
+                    raise AgentOutputError(f"{self._role.agent} gave no valid report: {error}") from error
+        if model.over_budget is not None:
+            report = _over_budget(report, messages, model.over_budget, role=self._role, stage=desk.order.stage)
+        assert report is not None
+        return Written(report, _spent(model.spending))
+
+
+def _spent(spending: Spending) -> Spent:
+    return Spent(
+        models=frozenset(spending.models),
+        tokens_in=spending.usage.input_tokens,
+        tokens_out=spending.usage.output_tokens,
+        tokens_cached=spending.usage.cache_read_tokens,
+        cost_usd=spending.cost_usd,
+    )
+
+
+def _over_budget(
+    report: Report | None, messages: Sequence[ModelMessage], reason: str, *, role: Role, stage: str
+) -> Report:
+    return partial_report(role.reports, messages, reason, stage) if report is None else blocked(report, reason)
 
 
 def account_for(report: Report, previous: Deliverable | None) -> str | None:

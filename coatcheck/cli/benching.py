@@ -29,6 +29,7 @@ from coatcheck.cli.session import load_settings, open_nats, open_temporal, tempo
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError
+from coatcheck.telemetry.privacy import ContentCapture, Privacy
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.scenario import INVARIANTS, EventStep, Expect, Scenario
@@ -236,10 +237,7 @@ def report(result: Path, style: str, number: int) -> None:
     """
     from coatcheck.bench.formats import to_junit, to_svg  # noqa: PLC0415  XML is only needed here
 
-    try:
-        told = BenchReport.model_validate_json(result.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise MisuseError(f"{result} is no result of `coatcheck bench … --json`") from error
+    told = _read(result)
     if style == "svg" and number > len(told.runs):
         raise MisuseError(f"{result} has {len(told.runs)} runs, none is number {number}")
     match style:
@@ -251,6 +249,33 @@ def report(result: Path, style: str, number: int) -> None:
             emit(to_svg(told.runs[number - 1]))
         case _:
             emit(_table(told))
+
+
+async def experiment(result: Path, *, data_dir: Path) -> None:
+    """Send a result to Phoenix.
+
+    Raises:
+        MisuseError: the file is no result, or no Phoenix is known.
+        TelemetryUnavailableError: Phoenix does not answer.
+        CoatcheckError: Phoenix refuses.
+    """
+    from coatcheck.bench.experiments import Experiments  # noqa: PLC0415
+
+    told, settings = _read(result), load_settings(data_dir)
+    if settings.phoenix_url is None:
+        raise MisuseError("no Phoenix is known", hint="`coatcheck up --phoenix`, or set PHOENIX_COLLECTOR_ENDPOINT")
+    key = settings.phoenix_api_key.get_secret_value() if settings.phoenix_api_key else None
+    privacy = Privacy(ContentCapture(settings.content_capture), settings.secrets)
+    async with Experiments(settings.phoenix_url, api_key=key, privacy=privacy) as phoenix:
+        new = await phoenix.publish(told)
+    tell(f"{new} of {len(told.runs)} runs were new to Phoenix at {settings.phoenix_url}")
+
+
+def _read(result: Path) -> BenchReport:
+    try:
+        return BenchReport.model_validate_json(result.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise MisuseError(f"{result} is no result of `coatcheck bench … --json`") from error
 
 
 def print_schema() -> None:

@@ -119,6 +119,23 @@ def report(
 
 
 @bench.command()
+def experiment(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="What --json printed.", exists=True)],
+    *,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Send a result to Phoenix: a dataset for each scenario, an experiment for this result, each run with its trace.
+
+    To the Phoenix of the stack, or that of PHOENIX_COLLECTOR_ENDPOINT. Sent again, nothing is there twice.
+
+    Example: coatcheck bench experiment result.json
+    """
+    from coatcheck.cli import benching, session  # noqa: PLC0415
+
+    session.run(benching.experiment(result, data_dir=data_dir))
+
+
+@bench.command()
 def schema() -> None:
     """Print the JSON schema of a scenario, for editors.
 

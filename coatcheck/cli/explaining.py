@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import ValidationError
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -35,6 +35,7 @@ from coatcheck.storage.database import Pool
 from coatcheck.storage.spending import Dimension, spending
 from schemas.notice import Notice
 from schemas.pipeline import TaskNotice
+from schemas.tracing import trace_id
 from schemas.workflow_ids import activity_id
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
@@ -58,9 +59,9 @@ async def explain(run: str, *, as_json: bool, data_dir: Path) -> None:
         facts = await Inquiry(run, settings, resources).facts()
     explanation = compose(facts, waits_of(facts))
     if as_json:
-        emit_json(redacted(explanation.model_dump(mode="json"), _secrets(settings)))
+        emit_json(redacted(explanation.model_dump(mode="json"), settings.secrets))
     else:
-        emit(redacted(screen(explanation, datetime.now(UTC)), _secrets(settings)))
+        emit(redacted(screen(explanation, datetime.now(UTC)), settings.secrets))
 
 
 class Inquiry:
@@ -87,6 +88,7 @@ class Inquiry:
         await asyncio.gather(self._ask_nats(facts), self._ask_gateway())
         facts.missing, facts.troubles = self._missing, list(self._troubles.values())
         facts.ui_url = ui_url(self._settings, facts.found) if facts.found else None
+        facts.trace_url = trace_url(self._settings, facts.run_key)
         return facts
 
     # --- which run ----------------------------------------------------------------------------------------------
@@ -254,26 +256,14 @@ async def _with_files(service: DeliverableService, item: TaskNotice, gate: async
     return _message(item, files=files)
 
 
+def trace_url(settings: Settings, run_key: str) -> str | None:
+    """The run's trace in Phoenix; `None` when none is known."""
+    return f"{settings.phoenix_url.rstrip('/')}/redirects/traces/{trace_id(run_key)}" if settings.phoenix_url else None
+
+
 def ui_url(settings: Settings, found: FoundRun) -> str | None:
     """The run's page in the Web UI of the local stack; `None` when Temporal is not the stack's own."""
     status = load_status(settings.data_dir).temporal
     if status is None or status.ui_url is None or status.address != settings.temporal_address:
         return None
     return f"{status.ui_url}/namespaces/{status.namespace}/workflows/{quote(found.workflow_id, safe='')}/{found.run_id}"
-
-
-def _secrets(settings: Settings) -> list[str]:
-    """Every secret of this environment, also the passwords inside addresses."""
-    held = [
-        secret.get_secret_value()
-        for secret in (
-            settings.openai_api_key,
-            settings.anthropic_api_key,
-            settings.database_url,
-            settings.gateway_database_url,
-        )
-        if secret is not None
-    ]
-    addresses = [*held, settings.nats_url or ""]
-    passwords = [urlsplit(text).password for text in addresses if "://" in text]
-    return [*held, *(text for text in passwords if text)]

@@ -19,6 +19,7 @@ from coatcheck.storage.state import EventRecord, RunRecord, TaskRecord
 from schemas.notice import Notice
 from schemas.pipeline import Progress, StageProgress, StageState, TaskNotice
 from schemas.review import FindingMark
+from schemas.tracing import trace_id
 from schemas.workflow_ids import activity_id
 
 BUSY: Final = frozenset({StageState.WAITING, StageState.PARKED, StageState.RUNNING, StageState.FAILED})
@@ -134,7 +135,10 @@ class Explanation(BaseModel):
     events: list[Happening] = []
     """The last ones, in order."""
     ui_url: str | None = None
-    trace_id: str | None = None
+    trace_id: str
+    """Of the run's trace, whether one is made or not."""
+    trace_url: str | None = None
+    """Its page in Phoenix."""
     missing: list[str] = []
     """Sources that did not answer, so that what is told may be old or incomplete."""
 
@@ -161,6 +165,7 @@ class Facts:
     troubles: list[Wait] = field(default_factory=list)
     """Servers and workers that are down."""
     ui_url: str | None = None
+    trace_url: str | None = None
 
     @property
     def status(self) -> str:
@@ -203,9 +208,8 @@ def compose(facts: Facts, waits: list[Wait]) -> Explanation:
         messages=facts.messages,
         events=[_happening(event) for event in facts.events if event.event_type not in _DETAILS][-LAST_EVENTS:],
         ui_url=facts.ui_url,
-        trace_id=next(
-            (item.notice.metadata.trace_id for item in reversed(facts.notices) if item.notice.metadata.trace_id), None
-        ),
+        trace_id=trace_id(facts.run_key),
+        trace_url=facts.trace_url,
         missing=facts.missing,
     )
 

@@ -29,6 +29,10 @@ def run(  # noqa: PLR0913  one parameter per option
         str | None, typer.Option(help="Which of coatcheck.toml's pipelines. [default: the one called default]")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Who asks; shares are fair between tenants.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="USD|NAME", help="At most so many US dollars, or one of [budgets] of coatcheck.toml."),
+    ] = None,
     timeout_decision: Annotated[
         int | None, typer.Option(help="Seconds a decision may take before the run expires. [default: 7 days]")
     ] = None,
@@ -52,6 +56,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "feature": feature,
         "pipeline": chosen,
         "tenant": tenant,
+        "budget": budget if budget is None else starting.budget_option(budget),
         "gates": gate or None,
         "decision_timeout_seconds": timeout_decision,
     }
@@ -116,6 +121,26 @@ def decide(
             data_dir=data_dir,
         )
     )
+
+
+@app.command("set-budget")
+def set_budget(
+    name: Run,
+    usd: Annotated[str | None, typer.Argument(metavar="USD", help="US dollars in all, such as 2.50.")] = None,
+    *,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of model calls in all.")] = None,
+    calls: Annotated[int | None, typer.Option(min=1, help="Model calls in all.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who decides. [default: your user name]")] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Set what a run may spend in all, what it has spent included; a stage that stopped for want of it goes on.
+
+    Example: coatcheck set-budget customer-search 2.50
+    """
+    from coatcheck.cli import request, session, steering  # noqa: PLC0415
+
+    wanted = request.budget_from(usd=usd, tokens=tokens, calls=calls)
+    session.run(steering.set_budget(name, wanted, by=by, data_dir=data_dir))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from coatcheck.cli.session import open_database
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool
 from coatcheck.storage.state import RunRecord, TaskRecord, tasks
+from schemas.budget import BLOCKED_BY_BUDGET
 from schemas.notice import Notice
 from schemas.pipeline import DEFAULT_PIPELINE, Progress, RunStatus, StageProgress, StageState, Waiting
 from schemas.streams import stream_name
@@ -183,7 +184,10 @@ def _question(progress: Progress, waiting: Waiting) -> list[str]:
     sequence = next((row.sequence for row in progress.stages if row.stage == waiting.stage), None)
     until = f"{waiting.deadline:%Y-%m-%d %H:%M}"
     message = f"{stream_name(waiting.subject.split('.')[3])}:{sequence}"
-    return [
+    lines = [
         f"{waiting.stage}, round {waiting.round}, waits for a decision until {until} UTC: {waiting.reason}",
         f"hint: read it with `coatcheck fetch {message}`, then `{answer}` (or revise, or reject)",
     ]
+    if BLOCKED_BY_BUDGET in waiting.reason:
+        lines.append(f"hint: `coatcheck set-budget {progress.run_key} USD` lets it spend more, and go on")
+    return lines

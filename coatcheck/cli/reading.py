@@ -18,7 +18,7 @@ from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.streams import stream_statuses
 from coatcheck.storage import state
 from schemas.deliverable import HEADER_SHA256, DeliverableRef, StoredDeliverable
-from schemas.streams import StreamStatus, bucket_streams
+from schemas.streams import StreamSpec, StreamStatus, bucket_streams
 from schemas.subjects import agent_of
 
 _SHA256_SHOWN: Final = 12
@@ -59,15 +59,12 @@ async def fetch(message: str, *, out: Path | None, force: bool, as_json: bool, d
     """
     if force and out is None:
         raise MisuseError("--force is about files", hint="add --out DIR")
-    named = split_message(message)
+    split_message(message)  # a mistake is told before anybody is asked
     settings = load_settings(data_dir)
     known = load_config(settings.config_file).streams
     async with open_nats(settings) as client:
         service = DeliverableService(client, streams=known)
-        if named is None:
-            stored = await service.fetch_by_subject(message)
-        else:
-            stored = await _by_sequence(client, service, *named, known=[spec.name for spec in known])
+        stored = await named_deliverable(client, service, message, known)
         # By the subject's agent: the server lets only that one publish there, while the body may claim anything.
         files = {} if out is None else await _files(client, stored)
     if out is not None:
@@ -78,6 +75,16 @@ async def fetch(message: str, *, out: Path | None, force: bool, as_json: bool, d
     else:
         emit(stored.deliverable.content)
         tell_files(stored, message)
+
+
+async def named_deliverable(
+    client: NatsClient, service: DeliverableService, message: str, known: Sequence[StreamSpec]
+) -> StoredDeliverable:
+    """The last deliverable under a subject, or the one that `STREAM:SEQ` names; raises as `fetch` does."""
+    named = split_message(message)
+    if named is None:
+        return await service.fetch_by_subject(message)
+    return await _by_sequence(client, service, *named, known=[spec.name for spec in known])
 
 
 async def _files(client: NatsClient, stored: StoredDeliverable) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""`fetch`, `deliverables`, `streams`, `runs`: what was delivered and what ran."""
+"""`fetch`, `deliverables`, `similar`, `streams`, `runs`: what was delivered and what ran."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +53,31 @@ def deliverables(
     from coatcheck.cli import reading, session  # noqa: PLC0415
 
     session.run(reading.deliverables(feature, as_json=as_json, data_dir=data_dir))
+
+
+@app.command()
+def similar(
+    message: Annotated[str, typer.Argument(metavar="SUBJECT|STREAM:SEQ", help="A subject, or one message.")],
+    *,
+    task_type: Annotated[
+        str | None, typer.Option("--type", metavar="TASK_TYPE", help="Only deliverables of this type.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, nearest first.")] = 10,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """List what has been written before on something like it: earlier deliverables of other features.
+
+    By a small model on this machine (extra `embeddings`), or by COATCHECK_EMBEDDING_MODEL of an OpenAI-compatible
+    endpoint, which then gets the texts.
+
+    Example: coatcheck similar agog.deliverables.cynthia.research.customer-search
+
+    Example: coatcheck similar agog_features_research:7 --type backend --json
+    """
+    from coatcheck.cli import likeness, session  # noqa: PLC0415
+
+    session.run(likeness.similar(message, task_type=task_type, limit=limit, as_json=as_json, data_dir=data_dir))
 
 
 @app.command()

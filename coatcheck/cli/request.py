@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from slugify import slugify
 
 from coatcheck.cli.voice import MisuseError
+from schemas.budget import Budget
 from schemas.pipeline import FeatureRequest
 from schemas.subjects import MAX_SLUG_LENGTH
 
@@ -69,6 +70,19 @@ def parse_request(text: str) -> FeatureRequest:
     except ValidationError as error:
         values = {item["loc"][0]: item["input"] for item in error.errors() if item["loc"]}
         raise _misuse(error, values) from error
+
+
+def budget_from(*, usd: str | None = None, tokens: int | None = None, calls: int | None = None) -> Budget:
+    """A budget from options; `None` means not limited.
+
+    Raises:
+        MisuseError: nothing is limited, or an amount is none.
+    """
+    try:
+        return Budget.model_validate({"usd": usd and usd.removeprefix("$"), "tokens": tokens, "calls": calls})
+    except ValidationError as error:
+        problems = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False))
+        raise MisuseError(problems, hint="an amount in US dollars is like 2.50") from error
 
 
 def nearest_slug(name: str) -> str | None:

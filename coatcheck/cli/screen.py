@@ -157,7 +157,7 @@ def _events(told: Explanation, room: int) -> list[str]:
 
 def _foot(told: Explanation) -> list[str]:
     lines = [f"Temporal: {told.ui_url}"] if told.ui_url else []
-    return lines + ([f"trace {told.trace_id}"] if told.trace_id else [])
+    return [*lines, f"Trace: {told.trace_url or told.trace_id}"]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

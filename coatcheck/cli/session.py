@@ -57,6 +57,8 @@ def load_settings(data_dir: Path) -> Settings:
         found["config_file"] = status.config_file
     if settings.temporal_address is None and status.temporal:
         found |= {"temporal_address": status.temporal.address, "temporal_namespace": status.temporal.namespace}
+    if settings.phoenix_url is None and status.phoenix:
+        found["phoenix_url"] = status.phoenix.url
     if settings.nats_url is None and status.nats:
         found |= {"nats_url": status.nats.url, "nats_monitor_url": status.nats.monitor_url}
     if settings.database_url is None and status.postgres:

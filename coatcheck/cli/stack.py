@@ -20,20 +20,24 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-def stack_config(data_dir: Path, settings: "Settings", *, config: Path | None) -> "StackConfig":
+def stack_config(
+    data_dir: Path, settings: "Settings", *, config: Path | None, phoenix: bool = False, metrics: bool = False
+) -> "StackConfig":
     """The stack in `data_dir`; servers that the environment points to are used, the others are started.
 
     Args:
         data_dir: Where its data are or will be.
         settings: From the environment.
         config: The `coatcheck.toml` that is given; else that of the current folder, if there is one.
+        metrics: Whether the workers offer metrics; they also do when the environment names a port for them.
+        phoenix: Whether Phoenix is started too.
 
     Raises:
         ConfigError: it is wrong; nothing was started.
     """
     from coatcheck.cli.session import config_file  # noqa: PLC0415
     from coatcheck.config import load_config  # noqa: PLC0415
-    from coatcheck.localstack.config import External, StackConfig  # noqa: PLC0415
+    from coatcheck.localstack.config import ALL_SERVERS, SERVERS, External, StackConfig  # noqa: PLC0415
 
     file = config_file(config)
     load_config(file)
@@ -41,6 +45,8 @@ def stack_config(data_dir: Path, settings: "Settings", *, config: Path | None) -
     return StackConfig(
         data_dir=data_dir.absolute(),
         config_file=file,
+        metrics=metrics or settings.metrics_port is not None,
+        servers=ALL_SERVERS if phoenix else SERVERS,
         nats_keys_dir=settings.nats_keys_dir.absolute() if settings.nats_keys_dir else None,
         external=External(
             temporal_address=settings.temporal_address,
@@ -57,6 +63,10 @@ def stack_config(data_dir: Path, settings: "Settings", *, config: Path | None) -
 def up(
     *,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is ready.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Offer the workers' metrics to Prometheus.")] = False,
+    phoenix: Annotated[
+        bool, typer.Option("--phoenix", help="Also Arize Phoenix, which shows each run's trace.")
+    ] = False,
     config: ConfigFile = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -64,6 +74,7 @@ def up(
     import asyncio  # noqa: PLC0415
 
     from coatcheck.localstack.foreground import supervise  # noqa: PLC0415
+    from coatcheck.localstack.phoenix import interpreter  # noqa: PLC0415
     from coatcheck.localstack.stack import start_detached  # noqa: PLC0415
     from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
     from coatcheck.settings import Settings  # noqa: PLC0415
@@ -72,13 +83,20 @@ def up(
     if status.state == StackState.RUNNING:
         tell(f"already running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
         warn_of_other_config(status, config)
+        if phoenix and status.phoenix is None:
+            tell("warning: it was started without Phoenix")
+            tell("hint: `coatcheck down` and `coatcheck up --phoenix` start it with the stack")
         return
-    wanted = stack_config(data_dir, Settings(), config=config)
+    if phoenix:
+        interpreter()  # before anything is started
+    wanted = stack_config(data_dir, Settings(), config=config, phoenix=phoenix, metrics=metrics)
     if not detach:
         raise typer.Exit(asyncio.run(supervise(wanted)))
     status = start_detached(wanted)
     tell(f"running in {status.data_dir} (supervisor pid {status.supervisor.pid})")
     tell("hint: `coatcheck status` shows where everything is, `coatcheck down` stops it")
+    if wanted.metrics:
+        tell(f"hint: `prometheus --config.file={status.data_dir / 'prometheus' / 'prometheus.yml'}` watches it")
 
 
 def warn_of_other_config(status: "StackStatus", config: Path | None) -> None:
@@ -123,6 +141,9 @@ def _table(found: "StackStatus") -> str:
         lines.append(f"nats      {found.nats.url}  {found.nats.monitor_url or ''}".rstrip())
     if found.postgres:
         lines.append(f"postgres  {found.postgres.dsn.rpartition('@')[2]}")
+    lines += [f"metrics   {worker.metrics_url}  {worker.name}" for worker in found.workers if worker.metrics_url]
+    if found.phoenix:
+        lines.append(f"phoenix   {found.phoenix.url}")
     lines += ["", *(_row(member) for member in (*found.servers, *found.workers))]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -10,12 +10,13 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from coatcheck.cli.output import emit, emit_json, one_line
-from coatcheck.cli.request import STDIN, build_request, parse_request, read_text
+from coatcheck.cli.request import STDIN, budget_from, build_request, parse_request, read_text
 from coatcheck.cli.runs import FoundRun, find
 from coatcheck.cli.session import load_settings, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.config import load_config, nearest
 from coatcheck.errors import CoatcheckError
+from schemas.budget import Budget
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, Pipeline
 from schemas.task_queues import CORE, TASK_TIMEOUT
 from schemas.workflow_ids import MAX_WORKFLOW_ID_LENGTH, feature_workflow_id
@@ -46,6 +47,12 @@ def chosen_pipeline(name: str | None, *, config: Path | None, data_dir: Path) ->
             hint=f"{file} has {', '.join(pipelines)}" if file else "own pipelines come from a coatcheck.toml",
         )
     return None if pipelines[wanted] == DEFAULT_PIPELINE else pipelines[wanted]
+
+
+def budget_option(text: str) -> Budget | str:
+    """`0.50` is an amount of US dollars, anything else a budget's name."""
+    is_amount = text.lstrip("$").replace(".", "").replace(",", "").isdigit()
+    return budget_from(usd=text) if is_amount else text
 
 
 def request_from(

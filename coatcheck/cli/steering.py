@@ -26,6 +26,7 @@ from coatcheck.cli.session import load_settings, open_database, open_temporal, t
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from coatcheck.settings import Settings
+from schemas.budget import Budget, BudgetChange
 from schemas.pipeline import Decision, DecisionAction, Waiting
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
@@ -101,11 +102,16 @@ async def decide(
             f"round {waiting.round} of {stage} is {waiting.sha256[:12]}…, not {sha256[:12]}…",
             hint="an earlier round was reviewed: look at what waits now",
         )
-    decision = Decision(stage=stage, action=action, sha256=waiting.sha256, by=by or _me(), comment=comment)
-    tell(await _update(client, found, decision))
+    decision = Decision(stage=stage, action=action, sha256=waiting.sha256, by=by or my_name(), comment=comment)
+    tell(await update(client, found, "decide", decision))
 
 
-def _me() -> str:
+def my_name() -> str:
+    """Who is sitting here.
+
+    Raises:
+        MisuseError: the system does not know.
+    """
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:  # a container's user may have no name
@@ -130,19 +136,37 @@ async def _waiting(client: Client, found: FoundRun, stage: str) -> Waiting:
     raise CoatcheckError(f"{names} waits for a decision, not {stage}", hint="`coatcheck progress RUN` shows it")
 
 
-async def _update(client: Client, found: FoundRun, decision: Decision) -> str:
+async def update(client: Client, found: FoundRun, name: str, argument: Decision | BudgetChange) -> str:
+    """Have the run take something, and return what it says.
+
+    Raises:
+        CoatcheckError: it refuses.
+        DependencyDownError: Temporal or its worker does not answer.
+    """
     try:
         async with asyncio.timeout(UPDATE_SECONDS):
             with temporal_errors():
-                return await found.handle(client).execute_update(FeaturePipelineWorkflow.decide, decision)
+                said: str = await found.handle(client).execute_update(name, argument, result_type=str)
+                return said
     except TimeoutError as error:
         raise DependencyDownError(
-            f"no worker confirmed the decision within {UPDATE_SECONDS:g} s; it may still be taken",
+            f"no worker confirmed it within {UPDATE_SECONDS:g} s; it may still be taken",
             hint="`coatcheck progress RUN` shows whether it was",
         ) from error
     except WorkflowUpdateFailedError as error:
         cause = error.cause
         raise CoatcheckError(cause.message if isinstance(cause, ApplicationError) else str(cause)) from error
+
+
+async def set_budget(run: str, budget: Budget, *, by: str | None, data_dir: Path) -> None:
+    """Set what the run may spend in all.
+
+    Raises:
+        CoatcheckError: there is no such run, it has ended, or its tenant cannot pay.
+        DependencyDownError: Temporal or its worker does not answer.
+    """
+    client, found = await _open_run(run, data_dir)
+    tell(await update(client, found, "set_budget", BudgetChange(budget=budget, by=by or my_name())))
 
 
 async def pause(run: str, *, data_dir: Path) -> None:

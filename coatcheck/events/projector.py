@@ -6,35 +6,22 @@ order in which things happened. What can never become a row is buried with the d
 PostgreSQL or NATS may be away for as long as they like: it waits.
 """
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from coatcheck.errors import CoatcheckError, StorageUnavailableError
 from coatcheck.events.dead_letters import bury
+from coatcheck.events.reading import SoleReader
 from coatcheck.events.rows import event_row
 from coatcheck.failpoints import failpoint
 from coatcheck.messaging.accounts import PROJECTOR
 from coatcheck.messaging.client import NatsClient, StoredMessage
-from coatcheck.messaging.consumer import BatchConsumer
 from coatcheck.storage.database import Pool
-from coatcheck.storage.events import Connection, EventRow, RowRefusedError, project, sole_projector
+from coatcheck.storage.events import PROJECTOR_LOCK, Connection, EventRow, RowRefusedError, project
 from schemas.events import EventInvalidError
-from schemas.streams import AUDIT_LOG
 
 BATCH: Final = 500
 """Twice as many gain nothing more (see `tests.benchmarks.projector`)."""
-LINGER_SECONDS: Final = 0.2
-"""After a batch that was not full: a run tells things in bursts, and each batch costs PostgreSQL a sync."""
-WAIT_SECONDS: Final = 2.0
-"""Of one request for more."""
-STANDBY_SECONDS: Final = 0.5
-"""Between two looks at the lock."""
-PAUSE_SECONDS: Final = 1.0
-"""After a failure."""
-CANCEL_SECONDS: Final = 0.5
 
 _Read: TypeAlias = tuple[StoredMessage, EventRow]
 _Dead: TypeAlias = tuple[StoredMessage, str]
@@ -42,7 +29,7 @@ _Dead: TypeAlias = tuple[StoredMessage, str]
 _log = logging.getLogger(__name__)
 
 
-class Projector:
+class Projector(SoleReader):
     """Fills the table `events`.
 
     Args:
@@ -52,58 +39,10 @@ class Projector:
     """
 
     def __init__(self, pool: Pool, client: NatsClient, *, batch: int = BATCH) -> None:
-        self._pool = pool
-        self._client = client
-        self._batch = batch
-        self._consumer = BatchConsumer(client, stream=AUDIT_LOG.name, name=PROJECTOR)
+        super().__init__(pool, client, name=PROJECTOR, lock=PROJECTOR_LOCK, batch=batch)
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Run it in the background until the block ends; what it has in hand then is read again by the next one."""
-        task = asyncio.create_task(self.run(), name="projector")
-        try:
-            yield
-        finally:
-            while not task.done():
-                # Once is not enough: nats-py swallows a cancellation that meets it in its flush.
-                task.cancel()
-                await asyncio.wait({task}, timeout=CANCEL_SECONDS)
-
-    async def run(self) -> None:
-        """Project, or stand by, until cancelled."""
-        while True:
-            try:
-                await self._session()
-            except CoatcheckError as error:
-                _log.warning("the projector begins again: %s", error)
-                await asyncio.sleep(PAUSE_SECONDS)
-            except Exception:  # noqa: BLE001  a table that silently falls behind is worse than any of them
-                _log.exception("the projector begins again")
-                await asyncio.sleep(PAUSE_SECONDS)
-
-    async def _session(self) -> None:
-        """As long as this is the one projector, and all servers answer."""
-        async with sole_projector(self._pool) as connection:
-            if connection is not None:
-                try:
-                    _log.info("projecting the audit log from %d", await self._consumer.rewind())
-                    while True:
-                        await self._step(connection)
-                finally:
-                    await self._consumer.close()
-        await asyncio.sleep(STANDBY_SECONDS)
-
-    async def _step(self, connection: Connection) -> None:
-        messages = await self._consumer.fetch(self._batch, wait_seconds=WAIT_SECONDS)
-        if messages:
-            await self._digest(connection, messages)
-            await self._consumer.acknowledge()
-        if connection.is_closed():
-            raise StorageUnavailableError("the connection to PostgreSQL was lost, and the lock with it")
-        if len(messages) < self._batch:
-            await asyncio.sleep(LINGER_SECONDS)
-
-    async def _digest(self, connection: Connection, messages: Sequence[StoredMessage]) -> None:
+    async def digest(self, connection: Connection, messages: Sequence[StoredMessage]) -> None:
+        """Write the rows, and bury what cannot become one; raises as `project` and `bury` do."""
         readable, dead = _read(messages)
         await failpoint("projector.before_insert")
         dead += await _insert(connection, readable)

@@ -4,8 +4,9 @@ import json
 from typing import Any, Final
 
 from coatcheck.messaging.client import StoredMessage
+from coatcheck.messaging.events import read_stored
 from coatcheck.storage.events import EventRow
-from schemas.events import UnknownEvent, read_event
+from schemas.events import UnknownEvent
 
 META: Final = "_meta"
 """Key in the column `payload` for what the columns have no room for; no payload has a field of that name."""
@@ -19,7 +20,7 @@ def event_row(message: StoredMessage) -> EventRow:
     Raises:
         EventInvalidError: it is no event.
     """
-    event = read_event(message.data)
+    event = read_stored(message)
     # As it was stored: a payload of this version may have fields that this release does not know.
     payload: dict[str, Any] = event.payload if isinstance(event, UnknownEvent) else json.loads(message.data)["payload"]
     said = event.model_dump(include=_BESIDE, exclude_defaults=True)

@@ -15,6 +15,7 @@ from coatcheck.errors import CoatcheckError, StorageUnavailableError
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.turns import Reply, TurnDesk
 from coatcheck.storage.journal import TurnJournal
+from coatcheck.telemetry.scope import working_on_task
 from schemas import errors
 from schemas.conversation import TurnError, TurnPending, TurnReply, TurnRequest
 from schemas.streams import MAX_DELIVERABLE_BYTES
@@ -83,7 +84,8 @@ class LLMProxy:
         key = (agent, request.task_key, request.turn)
         call = self._calls.get(key)
         if call is None:
-            call = self._calls[key] = asyncio.create_task(self._settle(agent, request))
+            with working_on_task(request.task_key):
+                call = self._calls[key] = asyncio.create_task(self._settle(agent, request))
         await asyncio.wait({call}, timeout=POLL_SECONDS)
         return call.result() if call.done() else _encode(TurnPending())
 
@@ -106,13 +108,16 @@ class LLMProxy:
 
     async def _reply(self, agent: str, request: TurnRequest) -> Reply:
         try:
-            return await self._turns.settle(agent, request)
+            reply = await self._turns.settle(agent, request)
         except CoatcheckError as error:
+            _log.warning("turn %d: %s", request.turn, error)
             return TurnError(code=error.code, message=str(error), retryable=error.retryable)
         except Exception as error:  # noqa: BLE001  the edge: the asker must get an answer
             _log.exception("turn %d of %s", request.turn, request.task_key)
             text = f"the LLM proxy failed: {type(error).__name__}: {error}"
             return TurnError(code=errors.PROVIDER_UNAVAILABLE, message=text, retryable=True)
+        _log.info("turn %d: %s", request.turn, reply.kind)
+        return reply
 
 
 def _encode(reply: Reply) -> bytes:

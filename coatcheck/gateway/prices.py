@@ -104,6 +104,15 @@ class PriceTable:
             return _unknown(model, "its calls go to an endpoint of your own: set its price under [prices]")
         return _from_table(model, at or datetime.now(UTC))
 
+    def highest(self, model: str) -> tuple[Decimal, Decimal] | None:
+        """The most that a prompt token and an answer token may cost, in US dollars per million; `None` when unknown."""
+        known = self.price(model)
+        if known.input_usd is None or known.output_usd is None:
+            return None
+        if known.origin is not PriceOrigin.TABLE:
+            return max(known.input_usd, known.cached_input_usd or Decimal(0)), known.output_usd
+        return _highest_of_table(model)
+
     def cost_usd(
         self,
         model: str,
@@ -216,6 +225,26 @@ def _from_table(model: str, at: datetime) -> KnownPrice:
         source=f"genai-prices {TABLE_VERSION}: {page}",
         note=_tiers(prices),
     )
+
+
+def _highest_of_table(model: str) -> tuple[Decimal, Decimal]:
+    """Writing to a cache costs more than a plain prompt, and a long prompt more than a short one."""
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415
+
+    provider_name, _, name = model.partition(":")
+    prices = get_snapshot().find_provider_model(name, None, provider_name, None)[1].get_prices(datetime.now(UTC))
+    return _top(prices.input_mtok, prices.cache_write_mtok), _top(prices.output_mtok)
+
+
+def _top(*prices: "Decimal | TieredPrices | None") -> Decimal:
+    """The highest of all tiers."""
+    found = [Decimal(0)]
+    for price in prices:
+        if isinstance(price, Decimal):
+            found.append(price)
+        elif price is not None:
+            found += [price.base, *(tier.price for tier in price.tiers)]
+    return max(found)
 
 
 def _unknown(model: str, why: str) -> KnownPrice:

@@ -26,6 +26,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,14 +38,25 @@ from pydantic_ai.settings import ModelSettings
 from coatcheck.errors import CoatcheckError, NotAuthorizedError, StorageUnavailableError
 from coatcheck.failpoints import failpoint
 from coatcheck.gateway.breaker import LONGEST_OUTAGE_SECONDS
+from coatcheck.gateway.budgets import BudgetDesk, ending, over_budget
 from coatcheck.gateway.chain import QUEUE_SECONDS, ModelChain, Parked, Permit
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.conversation import for_provider
 from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, Blame, ProviderFailure
 from coatcheck.gateway.providers import Providers
-from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, TurnJournal
+from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, OverBudget, TurnJournal, TurnQuote
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas import errors
-from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnRequest
+from schemas.conversation import (
+    OVER_BUDGET,
+    TurnAnswer,
+    TurnError,
+    TurnFinished,
+    TurnOverBudget,
+    TurnParked,
+    TurnPending,
+    TurnRequest,
+)
 from schemas.notice import Notice
 from schemas.workflow_ids import run_key_of
 
@@ -68,7 +80,7 @@ _PARAMETERS = TypeAdapter(ModelRequestParameters)
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError
+Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnOverBudget | TurnError
 
 
 @dataclass
@@ -77,6 +89,8 @@ class _Course:
 
     agent: str
     request: TurnRequest
+    encoded: bytes
+    """Its messages as JSON."""
     digest: str
     models: list[str]
     """Those that may still be asked, in order of preference."""
@@ -103,6 +117,7 @@ class _Attempt:
 
     permit: Permit
     claim: Claimed
+    quote: TurnQuote
     is_suspect: bool
     """Whether the model has come back since the turn's previous failure: a further one is the turn's own."""
 
@@ -119,7 +134,9 @@ class TurnDesk:
         providers: The models.
         claims: Expands prompts.
         chain: Gives leave to ask a model.
+        budgets: Says what a turn may cost at most.
         max_failures: Counted failures of a turn per model of its chain.
+        measures: Are told of every call.
     """
 
     def __init__(
@@ -129,13 +146,17 @@ class TurnDesk:
         providers: Providers,
         claims: ClaimDesk,
         chain: ModelChain,
+        budgets: BudgetDesk,
         max_failures: int,
+        measures: ModelInstruments,
     ) -> None:
         self._journal = journal
         self._providers = providers
         self._claims = claims
         self._chain = chain
+        self._budgets = budgets
         self._max_failures = max_failures
+        self._measures = measures
 
     async def settle(self, agent: str, request: TurnRequest) -> Reply:
         """Answer one request; a paid answer is journalled first.
@@ -151,6 +172,7 @@ class TurnDesk:
         course = _Course(
             agent=agent,
             request=request,
+            encoded=encoded,
             digest=hashlib.sha256(encoded).hexdigest(),
             models=models,
             length=len(models),
@@ -172,13 +194,13 @@ class TurnDesk:
             permit = found
         claim: ClaimOutcome | None = None
         try:
-            claim = await self._claim(course, permit.model)
+            claim, quote = await self._claim(course, permit.model)
         finally:
             if not isinstance(claim, Claimed):
                 await self._chain.unused(permit)
         if isinstance(claim, Claimed):
             await failpoint("llm.after_claim")
-            return await self._call(course, self._attempt(permit, claim))
+            return await self._call(course, self._attempt(permit, claim, quote))
         return await self._settled(claim)
 
     async def _wait(self, course: _Course) -> Permit | Reply | None:
@@ -201,16 +223,30 @@ class TurnDesk:
             return TurnPending()
         return _parked(found)
 
-    async def _claim(self, course: _Course, model: str) -> ClaimOutcome:
-        return await _through_outage(
-            lambda: self._journal.claim(*course.key, agent=course.agent, request_sha256=course.digest, model=model),
-            at_most_seconds=OUTAGE_SECONDS,
-        )
+    async def _claim(self, course: _Course, model: str) -> tuple[ClaimOutcome, TurnQuote]:
+        """Claim the turn with the first quote that fits, or with none."""
+        for quote in self._budgets.quotes(course.agent, course.request, model, encoded=course.encoded):
+            claim = await _through_outage(
+                partial(
+                    self._journal.claim,
+                    *course.key,
+                    agent=course.agent,
+                    request_sha256=course.digest,
+                    model=model,
+                    quote=quote,
+                ),
+                at_most_seconds=OUTAGE_SECONDS,
+            )
+            if not isinstance(claim, OverBudget):
+                break
+        return claim, quote
 
-    def _attempt(self, permit: Permit, claim: Claimed) -> _Attempt:
+    def _attempt(self, permit: Permit, claim: Claimed, quote: TurnQuote) -> _Attempt:
         ago = claim.failed_seconds_ago
+        if claim.calls > 1 and ago is None:
+            self._measures.paid_again(permit.model)
         is_suspect = ago is not None and self._chain.has_recovered(permit.model, within_seconds=ago)
-        return _Attempt(permit, claim, is_suspect)
+        return _Attempt(permit, claim, quote, is_suspect)
 
     async def _settled(self, outcome: ClaimOutcome) -> Reply | None:
         match outcome:
@@ -220,6 +256,8 @@ class TurnDesk:
                 )
             case Finished():
                 return TurnFinished(notice=Notice.model_validate(outcome.notice))
+            case OverBudget():
+                return over_budget(outcome.refusal)
             case _:
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
                 return None
@@ -230,6 +268,9 @@ class TurnDesk:
             model = self._providers.model(permit.model)
             messages = await self._conversation(course.request, model.system)
             parameters = _PARAMETERS.validate_python(course.request.parameters)
+            settings = course.request.settings
+            if attempt.claim.is_reserved:
+                settings = self._budgets.settings(settings, attempt.quote)
         except (CoatcheckError, ValidationError, UserError) as error:
             await self._chain.unused(permit)
             return await self._not_called(course, attempt, error)
@@ -237,13 +278,17 @@ class TurnDesk:
             await self._chain.unused(permit)
             raise
         try:
-            response = await self._ask(model, messages, ModelSettings(**course.request.settings), parameters)  # type: ignore[typeddict-item]
+            with self._measures.asking(permit.model):
+                response = await self._ask(model, messages, ModelSettings(**settings), parameters)  # type: ignore[typeddict-item]
             message = _as_json(response)
+            if attempt.claim.is_reserved and (why := ending(course.request, attempt.quote, response)):
+                message["metadata"] = {OVER_BUDGET: why}  # a second attempt is to know it too
         except Exception as error:  # noqa: BLE001  whatever a provider throws is classified
             failure = self._providers.explain(error)
             is_open = await self._chain.failed(permit, failure)
             return await self._refused(course, attempt, failure, is_open=is_open)
         self._chain.answered(permit, tokens=response.usage.total_tokens)
+        self._measures.answered(permit.model, response.usage.input_tokens, response.usage.output_tokens)
         try:  # what is paid is journalled first: the breakers are told over NATS, which may be slow
             return await self._complete(course, permit.model, response, message)
         finally:

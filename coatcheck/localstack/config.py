@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from coatcheck.localstack.status import STATUS_FILE
 from coatcheck.localstack.workers import DEFAULT_WORKERS, WorkerSpec
 
-ServerName = Literal["temporal", "nats", "postgres"]
+ServerName = Literal["temporal", "nats", "postgres", "phoenix"]
 SERVERS: Final[tuple[ServerName, ...]] = ("temporal", "nats", "postgres")
-"""Every server, in the order in which they start; they stop in reverse."""
+"""What every stack has, in the order in which they start; they stop in reverse."""
+ALL_SERVERS: Final[tuple[ServerName, ...]] = (*SERVERS, "phoenix")
 EXIT_FAILED: Final = 1
 EXIT_DEPENDENCY_DOWN: Final = 3
 
@@ -32,9 +33,8 @@ class External(BaseModel):
 
     def has(self, server: ServerName) -> bool:
         """Whether `server` runs elsewhere."""
-        return {"temporal": self.temporal_address, "nats": self.nats_url, "postgres": self.database_url}[
-            server
-        ] is not None
+        addresses = {"temporal": self.temporal_address, "nats": self.nats_url, "postgres": self.database_url}
+        return addresses.get(server) is not None
 
 
 class StackConfig(BaseModel):
@@ -51,6 +51,8 @@ class StackConfig(BaseModel):
     external: External = External()
     config_file: Path | None = None
     """`coatcheck.toml`, absolute; the defaults when absent."""
+    metrics: bool = False
+    """Whether each worker offers its metrics to Prometheus, on a port of its own."""
     nats_keys_dir: Path | None = None
     """`<data_dir>/nats/keys` when absent."""
     start_timeout_seconds: float = 60

@@ -10,7 +10,7 @@ from coatcheck.localstack import nats, postgres, temporal
 from coatcheck.localstack.binaries import script
 from coatcheck.localstack.config import StackConfig
 from coatcheck.localstack.ports import LOOPBACK
-from coatcheck.localstack.status import NatsStatus, PostgresStatus, TemporalStatus
+from coatcheck.localstack.status import NatsStatus, PhoenixStatus, PostgresStatus, TemporalStatus
 
 
 class Connections(BaseModel):
@@ -19,6 +19,7 @@ class Connections(BaseModel):
     temporal: TemporalStatus | None = None
     nats: NatsStatus | None = None
     postgres: PostgresStatus | None = None
+    phoenix: PhoenixStatus | None = None
 
     def variables(self) -> dict[str, str]:
         """The environment variables that tell a worker where the servers are."""
@@ -29,12 +30,22 @@ class Connections(BaseModel):
             told |= {"NATS_URL": self.nats.url, "NATS_MONITOR_URL": self.nats.monitor_url}
         if self.postgres:
             told |= {"DATABASE_URL": self.postgres.dsn, "GATEWAY_DATABASE_URL": self.postgres.gateway_dsn}
+        if self.phoenix:
+            told |= {
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{self.phoenix.url}/v1/traces",
+                "PHOENIX_COLLECTOR_ENDPOINT": self.phoenix.url,
+            }
         return {name: value for name, value in told.items() if value is not None}
 
 
 def describe(config: StackConfig, ports: Mapping[str, int]) -> Connections:
     """Connections for `config`; makes the keys, passwords and NATS configuration that are missing."""
-    return Connections(temporal=_temporal(config, ports), nats=_nats(config, ports), postgres=_postgres(config, ports))
+    return Connections(
+        temporal=_temporal(config, ports),
+        nats=_nats(config, ports),
+        postgres=_postgres(config, ports),
+        phoenix=PhoenixStatus(url=f"http://{LOOPBACK}:{ports['phoenix']}") if config.managed("phoenix") else None,
+    )
 
 
 def _temporal(config: StackConfig, ports: Mapping[str, int]) -> TemporalStatus | None:

@@ -89,6 +89,7 @@ class LocalStack:
         env: Mapping[str, str] | None = None,
         external: External | None = None,
         config_file: Path | None = None,
+        metrics: bool = False,
         start_timeout_seconds: float = 60,
     ) -> None:
         self.config = StackConfig(
@@ -98,6 +99,7 @@ class LocalStack:
             env=dict(env or {}),
             external=external or External(),
             config_file=config_file.absolute() if config_file else None,
+            metrics=metrics,
             start_timeout_seconds=start_timeout_seconds,
         )
         self._process: subprocess.Popen[bytes] | None = None

@@ -51,6 +51,8 @@ class MemberStatus(BaseModel):
     last_exit: str | None = None
     """How it last ended, like `exit code 1` or `killed by SIGKILL`."""
     log: Path
+    metrics_url: str | None = None
+    """Where a worker answers Prometheus; absent when the stack was started without metrics."""
 
 
 class SupervisorStatus(BaseModel):
@@ -102,6 +104,12 @@ class PostgresStatus(BaseModel):
     """Absent when the server is not ours."""
 
 
+class PhoenixStatus(BaseModel):
+    """Phoenix, where the traces of runs are looked at."""
+
+    url: str
+
+
 class StackStatus(BaseModel):
     """Everything that a person or a test needs to find its way in."""
 
@@ -113,6 +121,7 @@ class StackStatus(BaseModel):
     temporal: TemporalStatus | None = None
     nats: NatsStatus | None = None
     postgres: PostgresStatus | None = None
+    phoenix: PhoenixStatus | None = None
     servers: list[MemberStatus] = []
     workers: list[MemberStatus] = []
 

@@ -17,17 +17,18 @@ import psutil
 
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DependencyDownError
-from coatcheck.localstack import nats, postgres, temporal
-from coatcheck.localstack.config import SERVERS, ServerName, StackConfig
+from coatcheck.localstack import nats, phoenix, postgres, prometheus, temporal
+from coatcheck.localstack.config import ALL_SERVERS, ServerName, StackConfig
 from coatcheck.localstack.connect import Connections, describe
 from coatcheck.localstack.files import private_dir, write_private
 from coatcheck.localstack.leftovers import MARK, end_leftovers
 from coatcheck.localstack.lock import stack_lock
 from coatcheck.localstack.member import Member, MemberSpec
-from coatcheck.localstack.ports import held_ports
+from coatcheck.localstack.ports import LOOPBACK, held_ports
 from coatcheck.localstack.status import StackState, StackStatus, SupervisorStatus
 from coatcheck.localstack.workers import WorkerSpec, worker_environment
 from coatcheck.storage.migrate import migrate
+from coatcheck.telemetry.log_lines import readable
 
 _MAX_FAILED_STARTS: Final = 3
 """Then the first start of the stack gives up. Later, a member is started again for ever."""
@@ -38,7 +39,12 @@ _PORTS: Final[Mapping[ServerName, tuple[str, ...]]] = {
     "temporal": temporal.PORTS,
     "nats": nats.PORTS,
     "postgres": postgres.PORTS,
+    "phoenix": phoenix.PORTS,
 }
+
+
+_UNNEEDED: Final[frozenset[ServerName]] = frozenset({"phoenix"})
+"""Nothing waits for these: Phoenix takes 10 s to start, and 90 s on a busy machine."""
 
 
 class Supervisor:
@@ -72,6 +78,8 @@ class Supervisor:
             if ended := await asyncio.to_thread(end_leftovers, self._config.data_dir):
                 self._say(f"ended what an earlier supervisor left behind: {', '.join(ended)}")
             names = [name for server in self._managed() for name in _PORTS[server]]
+            if self._config.metrics:
+                names += [prometheus.port_name(worker.name) for worker in self._config.workers]
             with held_ports(self._config.data_dir / "ports.json", names) as ports:
                 await self._run(ports, stop)
 
@@ -108,14 +116,25 @@ class Supervisor:
             connections.nats,
             connections.postgres,
         )
+        self._status.phoenix = connections.phoenix
         self._servers = [self._member(self._server(name, ports)) for name in self._managed()]
-        await self._bring_up(self._servers)
+        for server in self._servers:
+            server.start()
+        await self._bring_up([server for server in self._servers if server.spec.name not in _UNNEEDED])
         if config.managed("postgres"):
             await asyncio.to_thread(postgres.ensure_database, config.data_dir, ports["postgres"], self._server_env())
         if connections.postgres is not None:
             await asyncio.to_thread(migrate, connections.postgres.dsn)
-        self._workers = [self._member(self._worker(spec, connections)) for spec in config.workers]
+        self._workers = [self._member(self._worker(spec, connections, ports)) for spec in config.workers]
+        if config.metrics:
+            await asyncio.to_thread(self._offer_metrics, ports)
         await self._bring_up(self._workers)
+
+    def _offer_metrics(self, ports: Mapping[str, int]) -> None:
+        offered = {worker.spec.name: ports[prometheus.port_name(worker.spec.name)] for worker in self._workers}
+        prometheus.prepare(self._config.data_dir, offered)
+        for worker in self._workers:
+            worker.status.metrics_url = prometheus.metrics_url(offered[worker.spec.name])
 
     async def _stop(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
@@ -139,10 +158,10 @@ class Supervisor:
             raise failed.exceptions[0] from None
 
     def _managed(self) -> list[ServerName]:
-        return [name for name in SERVERS if self._config.managed(name)]
+        return [name for name in ALL_SERVERS if self._config.managed(name)]
 
     def _server(self, name: ServerName, ports: Mapping[str, int]) -> MemberSpec:
-        module = {"temporal": temporal, "nats": nats, "postgres": postgres}[name]
+        module = {"temporal": temporal, "nats": nats, "postgres": postgres, "phoenix": phoenix}[name]
         spec: MemberSpec = module.member(self._config.data_dir, ports, self._server_env())
         return spec
 
@@ -150,7 +169,7 @@ class Supervisor:
         kept = {name: os.environ[name] for name in _SERVER_VARIABLES if name in os.environ}
         return kept | {MARK: str(self._config.data_dir)}
 
-    def _worker(self, spec: WorkerSpec, connections: Connections) -> MemberSpec:
+    def _worker(self, spec: WorkerSpec, connections: Connections, ports: Mapping[str, int]) -> MemberSpec:
         ready_file = private_dir(self._config.data_dir / "run") / f"{spec.name}.ready"
         told = connections.variables() | {
             "COATCHECK_DATA_DIR": str(self._config.data_dir),
@@ -158,6 +177,8 @@ class Supervisor:
             "COATCHECK_CONFIG": str(self._config.config_file or ""),
             "COATCHECK_NATS_KEYS_DIR": str(self._config.keys_dir),
             "COATCHECK_READY_FILE": str(ready_file),
+            "OTEL_EXPORTER_PROMETHEUS_HOST": LOOPBACK,
+            "OTEL_EXPORTER_PROMETHEUS_PORT": str(ports.get(prometheus.port_name(spec.name), "")),
             MARK: str(self._config.data_dir),
         }
         team = load_config(self._config.config_file)
@@ -221,7 +242,7 @@ async def _first_ready(member: Member) -> None:
 def _not_started(member: Member, what: str) -> DependencyDownError:
     log = member.status.log
     tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
-    text = "".join(f"\n  | {line}" for line in tail)
+    text = "".join(f"\n  | {line}" for entry in tail for line in readable(entry).splitlines())
     return DependencyDownError(f"{member.spec.name} {what}; the end of {log}:{text}")
 
 
@@ -230,6 +251,7 @@ def _ready_line(status: StackStatus) -> str:
         f"Temporal {status.temporal.address}" if status.temporal else "",
         f"its UI {status.temporal.ui_url}" if status.temporal and status.temporal.ui_url else "",
         f"NATS {status.nats.url}" if status.nats else "",
+        f"Phoenix {status.phoenix.url}" if status.phoenix else "",
         f"{len(status.workers)} workers" if status.workers else "",
     ]
     return f"ready: {', '.join(filter(None, places))}"

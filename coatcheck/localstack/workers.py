@@ -16,7 +16,7 @@ from schemas.config import Config
 Access = Literal["database", "gateway_database", "providers", "commands"]
 
 _VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
-    "database": ("DATABASE_URL",),
+    "database": ("DATABASE_URL", "PHOENIX_API_KEY"),  # the core worker sends scores
     "gateway_database": ("GATEWAY_DATABASE_URL",),
 }
 _PROVIDER_PREFIXES: Final = ("OPENAI_", "ANTHROPIC_")
@@ -67,6 +67,8 @@ def worker_environment(
 def _visible(name: str, access: tuple[Access, ...], named: Collection[str]) -> bool:
     if name in named and "commands" in access and not any(name in names for names in _VARIABLES.values()):
         return True
+    if any(name in names for names in _VARIABLES.values()):
+        return any(name in names and right in access for right, names in _VARIABLES.items())
     if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES):
         return "providers" in access
-    return all(name not in names or right in access for right, names in _VARIABLES.items())
+    return True

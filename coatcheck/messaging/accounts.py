@@ -32,7 +32,7 @@ from schemas.streams import (
     kv_changes,
     kv_subject,
 )
-from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, service_wildcard
+from schemas.subjects import PREFIX, check_slug, deliverable_wildcard, service_wildcards
 
 HUB: Final = "HUB"
 """Owns the streams; only the core worker lives in it."""
@@ -48,7 +48,9 @@ OWN_JS_PREFIX: Final = "$JS.API"
 HUB_JS_PREFIX: Final = "JS.hub.API"
 
 EVENTS: Final = "events"
-SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT, EVENTS: HUB}
+LEDGER: Final = "ledger.*"
+"""A service of several verbs: `agog.svc.ledger.<verb>.<agent>`."""
+SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT, EVENTS: HUB, LEDGER: HUB}
 """Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each.
 
 The judge may call `events` alone.
@@ -63,6 +65,8 @@ _CHANGES: Final = kv_changes(AGENT_STATE)
 
 PROJECTOR: Final = "events-projector"
 """The durable consumer that brings the audit log into PostgreSQL."""
+TRACER: Final = "events-tracer"
+"""The durable consumer that makes the audit log's traces; it begins when there is somewhere to send them."""
 
 LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
 """What happened, which core writes and agents do not even read."""
@@ -234,7 +238,7 @@ def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
     permissions = _permissions(
         publish=[
             *_writes(user.name),
-            service_wildcard(user.name),
+            *service_wildcards(user.name),
             *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)),
         ],
         subscribe=[f"{user.inbox_prefix}.>"],

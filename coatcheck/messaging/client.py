@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
 
+from nats.aio.msg import Msg
 from pydantic_core import from_json, to_json
 
 from coatcheck.errors import (
@@ -30,6 +31,7 @@ from coatcheck.errors import (
 )
 from coatcheck.messaging.accounts import OWN_JS_PREFIX, NatsUser
 from coatcheck.messaging.connection import Connection, MessageCallback
+from coatcheck.messaging.tracing import MessageTracing
 from schemas.deliverable import HEADER_MESSAGE_ID
 from schemas.streams import HEADER_ROOM_BYTES
 
@@ -99,6 +101,7 @@ class NatsClient:
         user: The identity; `None` for one unauthenticated account that all share.
         name: Shown in the server's list of connections.
         publish_patience_seconds: How long a publish is repeated before it is reported as indeterminate.
+        tracing: What is told of messages, and in their headers; nothing when absent.
     """
 
     def __init__(
@@ -108,11 +111,13 @@ class NatsClient:
         name: str,
         user: NatsUser | None = None,
         publish_patience_seconds: float = PUBLISH_PATIENCE_SECONDS,
+        tracing: MessageTracing | None = None,
     ) -> None:
         self._url = url
         self._user = user
         self._name = name
         self._patience = publish_patience_seconds
+        self.tracing = tracing or MessageTracing()
         self._js_prefix = user.js_prefix if user else OWN_JS_PREFIX
         self._connection: Connection | None = None
         self._closed = False
@@ -168,7 +173,12 @@ class NatsClient:
             MessagingRefusedError: the stream refused the message.
             ValueError: the subject or a header cannot be sent.
         """
-        sent = {**(headers or {}), HEADER_MESSAGE_ID: message_id, HEADER_EXPECTED_STREAM: stream}
+        told = self.tracing.headers()
+        sent = {**told, **(headers or {}), HEADER_MESSAGE_ID: message_id, HEADER_EXPECTED_STREAM: stream}
+        with self.tracing.sending(subject, message_id):
+            return await self._publish(subject, payload, sent)
+
+    async def _publish(self, subject: str, payload: bytes, sent: Mapping[str, str]) -> PublishAck:
         give_up = asyncio.get_running_loop().time() + self._patience
         for pause in _pauses():
             try:
@@ -217,8 +227,10 @@ class NatsClient:
             DeliverableTooLargeError: over the server's limit minus the room for headers.
         """
         connection = await self._live(timeout)
-        self._check(connection, subject, payload, {})
-        reply = await connection.request(subject, payload, timeout_seconds=timeout)
+        headers = self.tracing.headers()
+        self._check(connection, subject, payload, headers)
+        with self.tracing.sending(subject):
+            reply = await connection.request(subject, payload, headers=headers, timeout_seconds=timeout)
         if reply.headers and HEADER_ERROR_CODE in reply.headers:
             raise MessagingUnavailableError(f"{subject} answered with an error: {reply.headers.get(HEADER_ERROR)}")
         return bytes(reply.data)
@@ -270,7 +282,8 @@ class NatsClient:
         return await self._get(stream, {"seq": from_sequence, "next_by_subj": subject})
 
     async def _get(self, stream: str, query: dict[str, Any]) -> StoredMessage:
-        message = (await self.api(f"STREAM.MSG.GET.{stream}", query))["message"]
+        with self.tracing.receiving(stream):
+            message = (await self.api(f"STREAM.MSG.GET.{stream}", query))["message"]
         return StoredMessage(
             stream=stream,
             sequence=message["seq"],
@@ -389,9 +402,11 @@ class NatsClient:
                 return
 
     async def _subscribe_on(self, connection: Connection, subscription: ClientSubscription) -> None:
-        subscription.raw = await connection.subscribe(
-            subscription.subject, subscription.callback, queue=subscription.queue
-        )
+        async def process(message: Msg) -> None:
+            with self.tracing.processing(message.subject, message.headers):
+                await subscription.callback(message)
+
+        subscription.raw = await connection.subscribe(subscription.subject, process, queue=subscription.queue)
 
 
 def _pauses() -> Iterator[float]:

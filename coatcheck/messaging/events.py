@@ -18,9 +18,11 @@ from nats.aio.msg import Msg
 
 from coatcheck.errors import DeliverableNotFoundError, MessagingUnavailableError
 from coatcheck.messaging.client import NatsClient, StoredMessage
+from coatcheck.telemetry.scope import working_on
 from schemas.deliverable import HEADER_SCHEMA, HEADER_TASK
 from schemas.events import SCHEMA, Event, EventInvalidError, UnknownEvent, event_subject, read_event, run_events
 from schemas.streams import AUDIT_LOG, live_subject
+from schemas.tracing import HEADER_TRACEPARENT
 
 MAX_IN_FLIGHT: Final = 256
 """Publishes that wait for their acknowledgement at once."""
@@ -71,14 +73,16 @@ class EventLog:
         slots = asyncio.Semaphore(MAX_IN_FLIGHT)
 
         async def store(event: Event) -> None:
+            task = event.entity_id if event.entity_type == "task" else ""
             async with slots:
-                await self._client.publish(
-                    event.subject,
-                    event.to_wire(),
-                    message_id=event.event_id,
-                    stream=AUDIT_LOG.name,
-                    headers=_event_headers(event),
-                )
+                with working_on(event.correlation_id, task):
+                    await self._client.publish(
+                        event.subject,
+                        event.to_wire(),
+                        message_id=event.event_id,
+                        stream=AUDIT_LOG.name,
+                        headers=_event_headers(event),
+                    )
 
         done = await asyncio.gather(*(store(event) for event in events), return_exceptions=True)
         failures = [result for result in done if isinstance(result, BaseException)]
@@ -168,9 +172,20 @@ def _pattern(correlation_id: str, types: Collection[str] | None) -> str:
     return run_events(correlation_id)
 
 
+def read_stored(message: StoredMessage) -> Event | UnknownEvent:
+    """The event of a message, with the trace context of its headers.
+
+    Raises:
+        EventInvalidError: it is no event.
+    """
+    event = read_event(message.data)
+    traceparent = message.headers.get(HEADER_TRACEPARENT)
+    return event.model_copy(update={"traceparent": traceparent}) if traceparent else event
+
+
 def _parse(message: StoredMessage) -> StoredEvent | None:
     try:
-        event = read_event(message.data)
+        event = read_stored(message)
     except EventInvalidError as error:
         _log.warning("%s.%d is no event: %s", message.stream, message.sequence, error)
         return None

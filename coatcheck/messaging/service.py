@@ -19,6 +19,7 @@ from nats.micro.service import Service
 
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.connection import Connection
+from coatcheck.messaging.tracing import MessageTracing
 from schemas.streams import HEADER_ROOM_BYTES
 
 Handler = Callable[[bytes], Awaitable[bytes]]
@@ -58,7 +59,7 @@ async def serve(
         NotAuthorizedError: this identity may not serve there.
         MessagingUnavailableError: the server did not confirm.
     """
-    server = _Server(name, version, endpoints, max_concurrent)
+    server = _Server(name, version, endpoints, max_concurrent, client.tracing)
     await client.on_connect(server.start)
     try:
         yield
@@ -70,11 +71,14 @@ async def serve(
 class _Server:
     """The service on the present connection, and the requests in hand."""
 
-    def __init__(self, name: str, version: str, endpoints: Mapping[str, Handler], max_concurrent: int) -> None:
+    def __init__(
+        self, name: str, version: str, endpoints: Mapping[str, Handler], max_concurrent: int, tracing: MessageTracing
+    ) -> None:
         self._name = name
         self._version = version
         self._endpoints = endpoints
         self._slots = asyncio.Semaphore(max_concurrent)
+        self._tracing = tracing
         self._tasks: set[asyncio.Task[None]] = set()
         self._service: Service | None = None
 
@@ -112,7 +116,8 @@ class _Server:
     async def _answer(self, connection: Connection, handler: Handler, request: Request) -> None:
         try:
             try:
-                reply = _fitting(await handler(request.data), connection)
+                with self._tracing.processing(request.subject, request.headers):
+                    reply = _fitting(await handler(request.data), connection)
             except Exception as error:  # noqa: BLE001  a caller is waiting for a reply, whatever went wrong
                 _log.warning("%s: request failed", request.subject, exc_info=error)
                 await request.respond_error("500", type(error).__name__)

@@ -8,6 +8,7 @@ import asyncio
 import http.client
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -208,8 +209,17 @@ def _from_info(info: Mapping[str, Any], spec: StreamSpec, replicas: int) -> Stre
         first_seq=state["first_seq"],
         last_seq=state["last_seq"],
         consumer_count=state["consumer_count"],
+        age_seconds=_age_seconds(info),
         drift=list(_drift(info["config"], stream_config(spec, replicas=replicas))),
     )
+
+
+def _age_seconds(info: Mapping[str, Any]) -> float:
+    """An empty stream says that it began in the year 1, or when its last message was."""
+    if not info["state"]["messages"]:
+        return 0.0
+    now, first = (datetime.fromisoformat(text) for text in (info["ts"], info["state"]["first_ts"]))
+    return max((now - first).total_seconds(), 0.0)
 
 
 def _drift(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:

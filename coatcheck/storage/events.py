@@ -21,7 +21,9 @@ from coatcheck.storage.database import Pool, query, storable_json, storage_error
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 PROJECTOR_LOCK: Final = 0x636F6174_65767473
-"""The key of the advisory lock; the letters are `coatevts`."""
+"""The key of the projector's advisory lock; the letters are `coatevts`."""
+TRACER_LOCK: Final = 0x636F6174_74726163
+"""`coattrac`."""
 DELETE_SECONDS: Final = 3600.0
 """For a table of tens of millions of rows."""
 _IDLE: Final = "60s"
@@ -60,8 +62,8 @@ class RowRefusedError(CoatcheckError):
 
 
 @asynccontextmanager
-async def sole_projector(pool: Pool) -> "AsyncGenerator[Connection | None]":
-    """The connection of the one projector, or `None` while another one has the lock.
+async def sole_reader(pool: Pool, lock: int) -> "AsyncGenerator[Connection | None]":
+    """The connection of the one reader with that lock, or `None` while another one has it.
 
     Raises:
         StorageUnavailableError: PostgreSQL is away.
@@ -70,13 +72,13 @@ async def sole_projector(pool: Pool) -> "AsyncGenerator[Connection | None]":
         connection = await pool.acquire()
     try:
         with storage_errors():
-            locked = await connection.fetchval("SELECT pg_try_advisory_lock($1)", PROJECTOR_LOCK)
+            locked = await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock)
             if locked:
                 await connection.execute(_KEEPALIVE)
         yield connection if locked else None
         if locked:
             with storage_errors():
-                await connection.fetchval("SELECT pg_advisory_unlock($1)", PROJECTOR_LOCK)
+                await connection.fetchval("SELECT pg_advisory_unlock($1)", lock)
     except BaseException:
         # The lock ends with the connection, and not before the statement that may be under way.
         connection.terminate()

@@ -26,6 +26,8 @@ import asyncpg
 
 from coatcheck.errors import NotAuthorizedError, TaskClosedError, TurnOutOfOrderError
 from coatcheck.storage.database import Pool, exact_json, query, storable_json, storable_text, storage_errors
+from schemas.ledger import Reservation
+from schemas.workflow_ids import run_key_of
 
 LEASE: Final = timedelta(seconds=6)
 """Four beats of 1.5 s: one or two may be late, and a dead gateway's calls are made again within 10 s."""
@@ -50,6 +52,8 @@ class Claimed:
     """Since the turn was first claimed, by the database's clock."""
     failed_seconds_ago: float | None = field(default=None, compare=False)
     """Since its latest call failed, by the same clock; `None` when it did not, or was lost."""
+    is_reserved: bool = False
+    """Whether something limits what it may cost."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,26 @@ class Busy:
     gateway_id: str
 
 
-ClaimOutcome = Claimed | Done | Finished | Busy
+@dataclass(frozen=True)
+class OverBudget:
+    """The turn does not fit into what may still be spent; nothing was claimed."""
+
+    refusal: Reservation
+
+
+@dataclass(frozen=True)
+class TurnQuote:
+    """What a turn may cost at most, for `reserve_turn`."""
+
+    document: str
+    """JSON, as the function has it."""
+    is_limited: bool
+    """Whether something may limit it besides the budget of its run."""
+    answer_tokens: int
+    """What the provider has to be told when the turn is reserved."""
+
+
+ClaimOutcome = Claimed | Done | Finished | Busy | OverBudget
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,8 @@ class TurnJournal:
         self._gateway_id = gateway_id
         self._lease = lease
         self._clock = clock
+        self._reserved: set[tuple[str, str, int]] = set()
+        """Of the turns held here, those that are paid from a budget or counted against a limit."""
         self._held: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
         """By agent too: who asks for another's task is neither told of its turns nor in their way."""
         self._last_beat = self._steady_since = float("-inf")
@@ -173,16 +198,20 @@ class TurnJournal:
             row = await self._pool.fetchrow(query("peek"), task_key, turn, agent, self._gateway_id, self._lease)
         assert row is not None
         outcome = _outcome(row, task_key, turn, agent)
-        assert not isinstance(outcome, Claimed)
+        assert not isinstance(outcome, Claimed | OverBudget)
         return outcome, row["tenant"] or ""
 
-    async def claim(self, task_key: str, turn: int, *, agent: str, request_sha256: str, model: str) -> ClaimOutcome:
+    async def claim(
+        self, task_key: str, turn: int, *, agent: str, request_sha256: str, model: str, quote: TurnQuote | None = None
+    ) -> ClaimOutcome:
         """Take the turn for this gateway, or learn why not; one round trip unless two claims collide.
 
         A turn can be taken when it is new, when it failed, when its gateway has been silent for a lease, or when it
         is in flight under our own name but nobody here holds it: a process before us began it, or the answer to its
         claim was lost. The asyncio task that claimed a turn holds it until `complete`, `fail` or its own end; for
         other tasks the outcome is `Busy` so long.
+
+        Where the run has a budget or a limit applies, the turn's worst case is reserved with it, or nothing is claimed.
 
         Raises:
             ValueError: `turn` is not between 1 and 999.
@@ -199,14 +228,20 @@ class TurnJournal:
         outcome: ClaimOutcome | None = None
         try:
             while outcome is None:
-                with storage_errors():
-                    row = await self._pool.fetchrow(
-                        query("claim"),
-                        *(task_key, turn, agent, self._gateway_id, request_sha256, model),
-                        *(self._lease, self._may_take_over()),
-                    )
+                try:
+                    with storage_errors():
+                        row = await self._pool.fetchrow(
+                            query("claim"),
+                            *(task_key, turn, agent, self._gateway_id, request_sha256, model),
+                            *(self._lease, self._may_take_over()),
+                            *_quoted(quote, task_key),
+                        )
+                except asyncpg.PostgresError as error:
+                    return OverBudget(_refusal(error))
                 assert row is not None
                 outcome = _outcome(row, task_key, turn, agent)
+            if isinstance(outcome, Claimed) and outcome.is_reserved:
+                self._reserved.add(held)
         finally:
             if not isinstance(outcome, Claimed):
                 self._held.pop(held, None)
@@ -275,9 +310,10 @@ class TurnJournal:
                 [exact_json(message) for message in messages],
                 [_tool_calls(message) for message in messages],
                 [_is_error(message) for message in messages],
+                (agent, task_key, turn) in self._reserved,
             )
             stored = None if is_first else await self._stored(task_key, turn)
-        self._held.pop((agent, task_key, turn), None)
+        self._let_go(agent, task_key, turn)
         return stored or Done(message=response, model=model, cost_usd=cost_usd)
 
     async def fail(self, task_key: str, turn: int, *, agent: str, code: str, message: str, counts: bool) -> None:
@@ -298,10 +334,12 @@ class TurnJournal:
                     status = 'failed', failures = failures + $4::bool::int, error_code = $5, error = $6,
                     completed_at = now()
                 WHERE task_key = $1 AND turn = $2 AND gateway_id = $3 AND status = 'in_flight'
+                RETURNING CASE WHEN $7::bool THEN release_turn($1, $2) END
                 """,
                 *(task_key, turn, self._gateway_id, counts, code, storable_text(message)),
+                (agent, task_key, turn) in self._reserved,
             )
-        self._held.pop((agent, task_key, turn), None)
+        self._let_go(agent, task_key, turn)
 
     async def usage(self, run_key: str) -> list[TaskUsage]:
         """What each task of a run took so far, in order of the task keys."""
@@ -343,7 +381,11 @@ class TurnJournal:
         task = asyncio.current_task()
         assert task is not None
         self._held[key] = task
-        task.add_done_callback(lambda ended: self._held.pop(key) if self._held.get(key) is ended else None)
+        task.add_done_callback(lambda ended: self._let_go(*key) if self._held.get(key) is ended else None)
+
+    def _let_go(self, agent: str, task_key: str, turn: int) -> None:
+        self._held.pop((agent, task_key, turn), None)
+        self._reserved.discard((agent, task_key, turn))
 
     async def _stored(self, task_key: str, turn: int) -> Done:
         row = await self._pool.fetchrow(
@@ -377,6 +419,7 @@ def _outcome(row: asyncpg.Record, task_key: str, turn: int, agent: str) -> Claim
             failures=row["failures"],
             age_seconds=row["age_seconds"] or 0.0,
             failed_seconds_ago=row["failed_seconds_ago"],
+            is_reserved=row["reserved"] is not None,
         )
     if row["status"] == "done":
         return Done(message=json.loads(row["answer"]), model=row["model"], cost_usd=row["cost_usd"])
@@ -385,6 +428,22 @@ def _outcome(row: asyncpg.Record, task_key: str, turn: int, agent: str) -> Claim
     if row["next_turn"] is not None and row["next_turn"] < turn:
         raise TurnOutOfOrderError(f"turn {turn} of {task_key} was asked for, but turn {row['next_turn']} is next")
     return None
+
+
+def _quoted(quote: TurnQuote | None, task_key: str) -> tuple[str | None, bool, str | None]:
+    """The last parameters of `claim.sql`; a turn without a quote is not limited by anything."""
+    return (None, False, None) if quote is None else (quote.document, quote.is_limited, run_key_of(task_key))
+
+
+def _refusal(error: asyncpg.PostgresError) -> Reservation:
+    """What `reserve_turn` says is short.
+
+    Raises:
+        PostgresError: `error`, when it is none of its refusals.
+    """
+    if error.sqlstate != "CL010":
+        raise error
+    return Reservation.model_validate_json(error.detail or "")
 
 
 def _role(message: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from coatcheck.errors import CoatcheckError, NotAuthorizedError, TaskClosedError
 from coatcheck.storage.database import Executor, query, storable_json, storage_errors
+from coatcheck.storage.ledger import ledger_errors
 from schemas.activities import STAGE_RETRY, STAGE_START_TO_CLOSE, RecordInput
 from schemas.deliverable import DeliverableRef
 
@@ -135,9 +136,10 @@ async def record(executor: Executor, step: RecordInput) -> list[TurnRecord]:
 
     Raises:
         StorageUnavailableError: PostgreSQL is away; the step may or may not have been written. Write it again.
+        InsufficientCreditsError: the step sets a budget that the run's tenant cannot pay; nothing was written.
     """
     document = storable_json(step.model_dump(mode="json", exclude={"events"}))
-    with storage_errors():
+    with ledger_errors():
         rows = await executor.fetch(query("record"), document, _MAX_RETRIES, _TIMEOUT_SECONDS)
     return [TurnRecord(**row) for row in rows]
 
@@ -273,6 +275,18 @@ async def deliverable_rows(executor: Executor, feature: str) -> list[Deliverable
             """,
             feature,
         )
+    return [DeliverableRecord(**row) for row in rows]
+
+
+async def earlier_deliverables(
+    executor: Executor, ref: DeliverableRef, *, feature: str, task_type: str | None
+) -> list[DeliverableRecord]:
+    """The last round of every stage of every run of another feature that was completed before a deliverable.
+
+    Before all of them, when no finished task has announced it.
+    """
+    with storage_errors():
+        rows = await executor.fetch(query("earlier_deliverables"), ref.stream, ref.sequence, feature, task_type)
     return [DeliverableRecord(**row) for row in rows]
 
 

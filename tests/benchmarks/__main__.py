@@ -25,6 +25,7 @@ from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.events import sole_projector
 from schemas.deliverable import DeliverableRef
 from schemas.pipeline import Pipeline, Stage
+from tests.benchmarks.ledger import measure_ledger
 from tests.benchmarks.measure import disk_bytes, run_batch, run_once
 from tests.benchmarks.noop import NAMESPACE
 from tests.benchmarks.projector import measure_projector
@@ -38,9 +39,11 @@ REPORT_BYTES: Final = 19_700
 REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
 NOOP: Final = ("temporal", "noop-core", "noop-agents")
 SILENT: Final = ("temporal", "nats", "postgres", "silent-core", "silent-agents", "gateway")
-SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events")
+SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger")
 PROJECTED_PER_SECOND: Final = 3000
 """Events that the projector has to keep up with."""
+TRANSFERS_PER_SECOND: Final = 900
+"""Of 50 clients on one hot account."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,21 @@ async def projecting(folder: Path) -> Figure:
     )
 
 
+async def accounting(folder: Path) -> list[Figure]:
+    """The ledger's hot account, a reservation as an agent asks for it, and the auction."""
+    measured = await measure_ledger(folder)
+    detail = (
+        f"{measured.transfers_per_second:,.0f}/s, 50 clients x 1,000; {measured.serializable_per_second:,.0f}/s under "
+        "SERIALIZABLE; the books are right after both"
+    )
+    seconds = TRANSFERS_PER_SECOND / measured.transfers_per_second
+    return [
+        Figure(f"{TRANSFERS_PER_SECOND} transfers on one account", seconds, 1, "s", detail),
+        Figure("reserve by request and reply", measured.reserve_milliseconds, 5, "ms", "median of 500, alone"),
+        Figure("auction of 10,000 bids", measured.auction_milliseconds, 100, "ms", "median of 10"),
+    ]
+
+
 async def fetching(status: StackStatus) -> Figure:
     """Fetch a 20 KB deliverable, verified and parsed, against a bare nats-py get of the same message."""
     assert status.nats is not None
@@ -304,6 +322,8 @@ async def measure(sections: Sequence[str]) -> list[Figure]:
             async with _stack(Path(folder) / "events", 0, "silent") as stack:
                 figures += await telling(stack)
             figures.append(await projecting(Path(folder) / "projector"))
+        if "ledger" in sections:
+            figures += await accounting(Path(folder) / "ledger")
     return figures
 
 

@@ -88,4 +88,4 @@ _MODEL = PreparedModel(
 if __name__ == "__main__":
     gateway.Providers = PreparedProviders  # type: ignore[misc]
     settings = Settings()
-    run_main("gateway", functools.partial(gateway.run, settings), ready_file=settings.ready_file)
+    run_main("gateway", functools.partial(gateway.run, settings), settings)

@@ -130,5 +130,5 @@ if __name__ == "__main__":
     run_main(
         f"noop-{sys.argv[1]}",
         functools.partial({"core": core, "agents": agents}[sys.argv[1]], settings),
-        ready_file=settings.ready_file,
+        settings,
     )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from opentelemetry.metrics import NoOpMeter
 from temporalio.worker import Worker
 
 from activities.state import StateActivities
@@ -16,6 +17,7 @@ from coatcheck.messaging.events import EventLog
 from coatcheck.settings import Settings
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.known_tasks import KnownTasks
+from coatcheck.telemetry.instruments import RunInstruments
 from schemas.events import AgentEvent, Event
 from schemas.task_queues import CORE
 from tests.benchmarks.noop import make_namespace
@@ -44,12 +46,12 @@ async def core(settings: Settings, lifecycle: Lifecycle) -> None:
     """The workflow and its state activity; no intake and no projector."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
-        nats = await stack.enter_async_context(nats_client(settings, "core"))
+        nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         worker = Worker(
             await make_namespace(settings, NAMESPACE),
             task_queue=CORE,
             workflows=[FeaturePipelineWorkflow],
-            activities=[StateActivities(pool, SilentLog(nats), KnownTasks(pool)).record],
+            activities=[StateActivities(pool, SilentLog(nats), KnownTasks(pool), RunInstruments(NoOpMeter(""))).record],
             interceptors=[CoatcheckInterceptor()],
             workflow_runner=sandbox_runner(),
             sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
@@ -70,5 +72,5 @@ if __name__ == "__main__":
     run_main(
         f"silent-{sys.argv[1]}",
         functools.partial({"core": core, "agents": agents}[sys.argv[1]], settings),
-        ready_file=settings.ready_file,
+        settings,
     )

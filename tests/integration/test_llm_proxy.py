@@ -19,6 +19,7 @@ from coatcheck.localstack import LocalStack
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.migrate import migrate
+from coatcheck.telemetry.instruments import CALLS_PAID_AGAIN
 from schemas import errors
 from schemas.conversation import Claim, TurnError, TurnFinished, TurnPending
 from tests.integration.storage_rows import NOTICE
@@ -33,6 +34,7 @@ from tests.providers.script import (
     unknown_model,
     wrong_key,
 )
+from tests.unit.measured import Measured
 
 
 @pytest.fixture
@@ -306,8 +308,9 @@ async def test_a_second_gateway_joins_a_call_in_flight(
 async def test_a_second_gateway_takes_over_from_a_dead_one(
     provider: OpenAIServer, pool: Pool, nats: NatsClient, short_pauses: None
 ) -> None:
-    """The first one died in the middle of a call: the turn goes on, with one answer paid for."""
+    """The first one died in the middle of a call: the turn goes on, one answer is paid, and the loss is measured."""
     assert short_pauses is None
+    measured = Measured()
     lease = timedelta(seconds=0.4)
     provider.script.add(Step(do="hang"))
     async with open_gateway(pool, nats, provider.base_url, lease=lease) as first:
@@ -315,8 +318,11 @@ async def test_a_second_gateway_takes_over_from_a_dead_one(
         await provider.arrived(1)
         die(first)
         await asyncio.gather(asker, return_exceptions=True)
-    async with open_gateway(pool, nats, provider.base_url, gateway_id="gateway-b", lease=lease) as second:
+    async with open_gateway(
+        pool, nats, provider.base_url, gateway_id="gateway-b", lease=lease, meter=measured.meter
+    ) as second:
         assert not (await second.answer(turn_request())).replayed
+    assert list(measured.points(CALLS_PAID_AGAIN).values()) == [1]
     assert (len(calls(provider.bill)), len(paid(provider.bill))) == (2, 1)
     assert ((await row(pool))["gateway_id"], (await row(pool))["calls"]) == ("gateway-b", 2)
 

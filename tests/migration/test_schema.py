@@ -50,7 +50,10 @@ async def test_tables_are_exactly_those_of_the_requirements(superuser: "Connecti
     assert [tuple(row) for row in ours] == [tuple(row) for row in seeds]
     assert len(ours) == 58
     assert seed_keys < our_keys
-    assert {name for name, *_ in our_keys - seed_keys} == {"llm_turns", "llm_gateways", "schema_migrations"}
+    assert {name for name, *_ in our_keys - seed_keys} == {
+        *("llm_turns", "llm_gateways", "schema_migrations"),
+        *("accounts", "transactions", "holds", "limit_usage", "run_budgets"),
+    }
 
 
 async def test_every_status_of_a_run_has_its_place(owner: "Connection[asyncpg.Record]") -> None:

@@ -60,7 +60,9 @@ def _message(call_id: str, request: dict[str, Any], step: Step, call: Call, repo
     if step.do == "fetch":
         return _tool_call(call_id, "fetch_deliverable", json.dumps(step.arguments))
     if step.do == "write":
-        return _tool_call(call_id, "write_file", json.dumps(step.arguments))
+        if "write_file" in tools:
+            return _tool_call(call_id, "write_file", json.dumps(step.arguments))
+        step = Step()  # nobody calls what is not offered
     arguments = report_arguments(tools[OUTPUT_TOOL], call, report_bytes) | step.arguments
     if step.do == "missing_field":
         arguments.pop(tools[OUTPUT_TOOL]["required"][-1])

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from opentelemetry.metrics import Meter, NoOpMeter
 from pydantic import SecretStr, TypeAdapter
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
@@ -18,6 +19,7 @@ from coatcheck.agents.reports import ReviewReport
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.gateway.breaker import BreakerState
 from coatcheck.gateway.breaker_board import BreakerBoard
+from coatcheck.gateway.budgets import BudgetDesk
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk
@@ -29,9 +31,19 @@ from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage import state
 from coatcheck.storage.database import Executor, Pool
 from coatcheck.storage.journal import LEASE, TurnJournal
+from coatcheck.telemetry.instruments import ModelInstruments
 from schemas.activities import RecordInput
-from schemas.config import ProviderLimits, Tenant
-from schemas.conversation import TurnAnswer, TurnError, TurnFinished, TurnParked, TurnPending, TurnReply, TurnRequest
+from schemas.config import Limits, Price, ProviderLimits, Tenant
+from schemas.conversation import (
+    TurnAnswer,
+    TurnError,
+    TurnFinished,
+    TurnOverBudget,
+    TurnParked,
+    TurnPending,
+    TurnReply,
+    TurnRequest,
+)
 from tests.integration.storage_rows import run_row, task_row
 
 MODEL = "openai:gpt-test"
@@ -41,9 +53,10 @@ PARAMETERS = ModelRequestParameters(
     output_mode="tool",
     allow_text_output=False,
 )
+_NO_METER = NoOpMeter("")
 _PLAIN_PARAMETERS = TypeAdapter(ModelRequestParameters).dump_python(PARAMETERS, mode="json", exclude_defaults=True)
 
-Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnError
+Reply = TurnAnswer | TurnPending | TurnFinished | TurnParked | TurnOverBudget | TurnError
 
 
 @dataclass
@@ -95,9 +108,12 @@ async def open_gateway(
     models: Sequence[str] = (MODEL,),
     limits: Mapping[str, ProviderLimits] | None = None,
     tenants: Mapping[str, Tenant] | None = None,
+    prices: Mapping[str, Price] | None = None,
+    day_limits: Limits | None = None,
     also: Sequence[str] = (),
     shared: bool = False,
     clock: Callable[[], float] = time.time,
+    meter: Meter = _NO_METER,
 ) -> AsyncIterator[Gateway]:
     """A gateway that shows that it lives until the block ends, and then finishes its calls.
 
@@ -112,12 +128,24 @@ async def open_gateway(
         anthropic_api_key=None,
         timeout_seconds=timeout_seconds,
         scripted=ScriptedModel(),
+        prices=prices,
         also=also,
     )
     claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
     board = BreakerBoard(nats if shared else None, limits or {}, clock=clock)
     chain = ModelChain(board, Capacity(limits or {}, tenants or {}))
-    turns = TurnDesk(journal, providers=providers, claims=claims, chain=chain, max_failures=max_failures)
+    budgets = BudgetDesk(
+        providers.prices, limits=day_limits or Limits(), tenants=tenants or {}, call_seconds=timeout_seconds
+    )
+    turns = TurnDesk(
+        journal,
+        providers=providers,
+        claims=claims,
+        chain=chain,
+        budgets=budgets,
+        max_failures=max_failures,
+        measures=ModelInstruments(meter, models),
+    )
     proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
     board.listen(lambda _model, _before, now: windows.append(now) if now.state == "open" else None)

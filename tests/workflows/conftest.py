@@ -15,6 +15,7 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from coatcheck.errors import BudgetError
 from schemas import search_attributes
 from schemas.activities import RECORD_STATE, RecordInput, RunStageInput, StageOrder, stage_activity
 from schemas.events import SystemEvent
@@ -36,6 +37,8 @@ class FakeTeam:
     def __init__(self) -> None:
         self.orders: dict[str, list[StageOrder]] = defaultdict(list)
         self.steps: list[RecordInput] = []
+        self.can_pay = True
+        """Whether the tenant has what a budget needs."""
         self._behaviours: dict[tuple[str, int], Behaviour] = {}
 
     def behave(self, stage: str, round_number: int, behaviour: Behaviour) -> None:
@@ -96,6 +99,8 @@ class FakeTeam:
     @activity.defn(name=RECORD_STATE)
     async def record(self, step: RecordInput) -> None:
         """Keep the step."""
+        if step.run.budget is not None and not self.can_pay:
+            raise BudgetError("the budget of $1.00 cannot be paid: tenant/default has less than that free")
         self.steps.append(step)
 
 

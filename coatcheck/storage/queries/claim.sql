@@ -1,5 +1,6 @@
 -- Claim a turn, or learn why not. $1 task key, $2 turn, $3 agent, $4 gateway, $5 sha256 of the request, $6 model,
--- $7 lease, $8 whether the claimer may take over from silent gateways. An in-flight turn of the claimer's own is an
+-- $7 lease, $8 whether the claimer may take over from silent gateways, $9 what the turn may cost (`reserve_turn`), $10
+-- whether a limit besides the run's budget may apply, $11 the run key. An in-flight turn of the claimer's own is an
 -- orphan: the claimer knows which calls it holds.
 --
 -- The task's row, which the core worker commits before it asks the agent, is the authority: without one of this agent's
@@ -35,13 +36,18 @@ claimed AS (
                 WHERE gateway.gateway_id = kept.gateway_id AND gateway.seen_at >= now() - $7
             )
         )
-    RETURNING calls, failures
+    RETURNING
+        calls,
+        failures,
+        CASE WHEN $10::bool OR EXISTS (SELECT FROM run_budgets AS budget WHERE budget.run_key = $11::text)
+            THEN reserve_turn($1, $2::int, $3, $9::text::jsonb) END AS reserved
 )
 SELECT
     task.status AS task_status,
     CASE WHEN task.status = 'completed' THEN task.output_data END AS notice,
     claimed.calls,
     claimed.failures,
+    claimed.reserved,
     kept.status,
     kept.gateway_id,
     kept.model,

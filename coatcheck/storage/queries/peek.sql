@@ -11,6 +11,7 @@ SELECT
     run.metadata ->> 'tenant' AS tenant,
     NULL::int AS calls,
     NULL::int AS failures,
+    NULL::jsonb AS reserved,
     CASE
         WHEN kept.status = 'done' THEN 'done'
         WHEN kept.status = 'in_flight' AND kept.gateway_id <> $4 AND EXISTS (

@@ -12,7 +12,7 @@ run AS MATERIALIZED (
     FROM step, jsonb_to_record(document -> 'run') AS given (
         run_key text, revision bigint, temporal_workflow_id text, namespace text, feature text, tenant text, status text,
         current_step text, total_steps int, completed_steps int, step_results jsonb, assigned_agents jsonb,
-        error text, started_at timestamptz, completed_at timestamptz, brief text
+        error text, started_at timestamptz, completed_at timestamptz, brief text, budget jsonb
     )
 ),
 task AS MATERIALIZED (
@@ -58,6 +58,23 @@ written AS (
                 (excluded.status, excluded.current_step, excluded.step_results, excluded.error, excluded.completed_at)
         )
     RETURNING workflow_id
+),
+funded AS ( -- the table's trigger moves the money; a step that comes late takes back no later change
+    INSERT INTO run_budgets AS kept (run_key, tenant, credits, tokens, calls, revision)
+    SELECT
+        run_key, tenant, (budget ->> 'usd')::numeric * 1000000, (budget ->> 'tokens')::bigint,
+        (budget ->> 'calls')::bigint, revision
+    FROM run
+    WHERE jsonb_typeof(budget) = 'object' AND completed_at IS NULL
+    ON CONFLICT (run_key) DO UPDATE SET
+        credits = excluded.credits, tokens = excluded.tokens, calls = excluded.calls, revision = excluded.revision,
+        closed_at = NULL
+    WHERE kept.revision < excluded.revision
+),
+refunded AS (
+    UPDATE run_budgets AS kept SET closed_at = run.completed_at
+    FROM run
+    WHERE kept.run_key = run.run_key AND run.completed_at IS NOT NULL AND kept.closed_at IS NULL
 ),
 late_brief AS ( -- the first step alone has the brief, and may arrive after a later one
     UPDATE workflows AS kept SET description = run.brief

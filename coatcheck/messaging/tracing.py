@@ -1,0 +1,133 @@
+"""`MessageTracing`: trace context in the headers of messages, and spans of messages where they are wanted.
+
+Headers are W3C's. What they name is not the span of the sending but that of the work it belongs to (`Scope`), which the
+audit log guarantees: so no message's span is without its parent when its sender dies (docs/adr/0021). Sending and
+processing are siblings. There is no official convention for NATS: `nats` is a custom `messaging.system`, and of the
+conventions for messaging the operations and kinds are followed.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from openinference.semconv.trace import OpenInferenceSpanKindValues, SpanAttributes
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.semconv._incubating.attributes import messaging_attributes as messaging
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from coatcheck.telemetry.scope import current_scope
+from schemas.tracing import HEADER_TRACEPARENT
+from schemas.workflow_ids import session_of
+
+HEADER_BAGGAGE: Final = "baggage"
+_SESSION: Final = "session.id="
+_SYSTEM: Final = "nats"
+_LITERAL_TOKENS: Final = 3
+"""Of a subject of ours: the prefix, what it is, and whose or which; names of runs and features come after those."""
+_W3C: Final = TraceContextTextMapPropagator()
+_NOTHING: Final[AbstractContextManager[None]] = contextlib.nullcontext()
+
+
+class MessageTracing:
+    """What one process's clients put into headers and tell of their messages; nothing unless told so.
+
+    Args:
+        has_headers: Whether messages carry their trace context.
+        tracer: For a span per message; none when absent.
+    """
+
+    def __init__(self, *, has_headers: bool = False, tracer: Tracer | None = None) -> None:
+        self._has_headers = has_headers
+        self._tracer = tracer
+
+    def headers(self) -> dict[str, str]:
+        """What tells the receiver which work of which run a message belongs to; empty outside of any."""
+        return _headers() if self._has_headers else {}
+
+    def sending(self, subject: str, message_id: str = "") -> AbstractContextManager[None]:
+        """The block sends a message that belongs to the present work."""
+        said = {messaging.MESSAGING_MESSAGE_ID: message_id} if message_id else {}
+        return self._span("send", SpanKind.PRODUCER, subject, None, said) if self._tracer else _NOTHING
+
+    def receiving(self, place: str) -> AbstractContextManager[None]:
+        """The block reads a message for the present work."""
+        return self._span("receive", SpanKind.CLIENT, place, None, {}) if self._tracer else _NOTHING
+
+    def processing(self, subject: str, headers: Mapping[str, str] | None) -> AbstractContextManager[None]:
+        """The block does what a message asks for."""
+        return self._span("process", SpanKind.CONSUMER, subject, headers or {}, {}) if self._tracer else _NOTHING
+
+    @contextlib.contextmanager
+    def processing_batch(self, stream: str, batch: Iterable[Mapping[str, str]]) -> Iterator[None]:
+        """The block has the effect of many messages of many runs: a trace of its own, linked to theirs."""
+        if self._tracer is None:
+            yield
+            return
+        contexts = {context.span_id: context for headers in batch if (context := _context(headers)) is not None}
+        links = [trace.Link(context) for context in contexts.values()]
+        attributes = _attributes("process", stream)
+        with self._tracer.start_as_current_span(
+            f"process {stream}", kind=SpanKind.CONSUMER, attributes=attributes, links=links, context=Context()
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _span(
+        self, operation: str, kind: SpanKind, place: str, given: Mapping[str, str] | None, attributes: Mapping[str, Any]
+    ) -> Iterator[None]:
+        headers = _headers() if given is None else given
+        assert self._tracer is not None
+        if (parent := _context(headers)) is None:
+            yield  # about no run: a heartbeat, a breaker
+            return
+        name = f"{operation} {_template(place)}"
+        said = {**_attributes(operation, place), **attributes, **_session(headers)}
+        context = trace.set_span_in_context(NonRecordingSpan(parent), Context())
+        with self._tracer.start_as_current_span(
+            name, context, kind=kind, attributes=said, record_exception=False, set_status_on_exception=True
+        ):
+            yield
+
+
+def _headers() -> dict[str, str]:
+    if (scope := current_scope()) is None:
+        return {}
+    session = quote(session_of(scope.run_key), safe="")
+    return {HEADER_TRACEPARENT: scope.traceparent, HEADER_BAGGAGE: f"{_SESSION}{session}"}
+
+
+def _context(headers: Mapping[str, str]) -> SpanContext | None:
+    found = trace.get_current_span(_W3C.extract(_lower(headers), Context())).get_span_context()
+    return found if found.is_valid else None
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    """nats-py's headers are case-sensitive; others write `Traceparent`."""
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _session(headers: Mapping[str, str]) -> dict[str, str]:
+    baggage = _lower(headers).get(HEADER_BAGGAGE, "")
+    found = next((part for part in baggage.split(",") if part.startswith(_SESSION)), "")
+    return {SpanAttributes.SESSION_ID: unquote(found.removeprefix(_SESSION))} if found else {}
+
+
+def _attributes(operation: str, place: str) -> dict[str, Any]:
+    return {
+        SpanAttributes.OPENINFERENCE_SPAN_KIND: OpenInferenceSpanKindValues.CHAIN.value,
+        messaging.MESSAGING_SYSTEM: _SYSTEM,
+        messaging.MESSAGING_OPERATION_NAME: operation,
+        messaging.MESSAGING_OPERATION_TYPE: operation,
+        messaging.MESSAGING_DESTINATION_NAME: place,
+        messaging.MESSAGING_DESTINATION_TEMPLATE: _template(place),
+    }
+
+
+def _template(place: str) -> str:
+    """`agog.deliverables.roy.>`: as few names as there are kinds of messages."""
+    tokens = place.split(".")
+    return place if len(tokens) <= _LITERAL_TOKENS else ".".join([*tokens[:_LITERAL_TOKENS], ">"])

@@ -1,0 +1,1 @@
+"""Request-reply services of the core worker: what agents may ask about themselves."""

@@ -1,0 +1,1 @@
+"""What has already been written: the deliverables whose texts are nearest to one."""

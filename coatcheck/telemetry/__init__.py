@@ -1,0 +1,1 @@
+"""Telemetry: one provider per process, the trace of a run, what may leave the process, logs."""

@@ -1,0 +1,1 @@
+"""The files of `deploy/`: what can be held against them without the servers that read them."""

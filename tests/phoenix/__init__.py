@@ -1,0 +1,1 @@
+"""Against a real Phoenix, which `make test-phoenix` installs; not part of `make test`."""
