@@ -17,12 +17,13 @@ from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime
 
 from coatcheck.errors import DependencyDownError
-from coatcheck.settings import Settings
-from coatcheck.telemetry.provider import ObservabilityProvider
 from schemas import errors, search_attributes
 
 if TYPE_CHECKING:
     from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+    from coatcheck.settings import Settings
+    from coatcheck.telemetry.provider import ObservabilityProvider
 
 STICKY_TIMEOUT: Final = timedelta(seconds=2)
 """After this a dead worker's cached workflows go to another one (default 10 s; 2 s recovers in 1.2 to 4.8 s)."""
@@ -105,7 +106,7 @@ async def connect(address: str, namespace: str, *, runtime: Runtime | None = Non
 
 
 @contextlib.asynccontextmanager
-async def measured_client(settings: Settings, telemetry: ObservabilityProvider) -> AsyncIterator[Client]:
+async def measured_client(settings: "Settings", telemetry: "ObservabilityProvider") -> AsyncIterator[Client]:
     """The client of a worker, whose SDK measures where the process does.
 
     Raises:
