@@ -6,7 +6,7 @@ Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers 
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
@@ -19,6 +19,9 @@ from pydantic_settings import (
 
 from coatcheck.errors import CoatcheckError
 from schemas.streams import Placement
+
+CONFIG_FILE: Final = "coatcheck.toml"
+"""Taken by commands from the current folder when no other file is named."""
 
 
 def _none_if_empty(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import temporalio.api.common.v1
 import temporalio.api.operatorservice.v1
@@ -17,12 +17,15 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime
 from temporalio.service import TLSConfig
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
-from coatcheck.settings import Settings
-from coatcheck.telemetry.provider import ObservabilityProvider
 from schemas import errors, search_attributes
+
+if TYPE_CHECKING:
+    from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+    from coatcheck.settings import Settings
+    from coatcheck.telemetry.provider import ObservabilityProvider
 
 STICKY_TIMEOUT: Final = timedelta(seconds=2)
 """After this a dead worker's cached workflows go to another one (default 10 s; 2 s recovers in 1.2 to 4.8 s)."""
@@ -80,12 +83,17 @@ DATA_CONVERTER: Final[DataConverter] = dataclasses.replace(
 )
 
 
-def sandbox_runner() -> SandboxedWorkflowRunner:
+def sandbox_runner() -> "SandboxedWorkflowRunner":
     """The one sandbox; `Worker` and `Replayer` must use the same."""
+    from temporalio.worker.workflow_sandbox import (  # noqa: PLC0415  half a client's import time, for workers only
+        SandboxedWorkflowRunner,
+        SandboxRestrictions,
+    )
+
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSTHROUGH))
 
 
-def tls_config(settings: Settings) -> TLSConfig | bool:
+def tls_config(settings: "Settings") -> TLSConfig | bool:
     """How to speak TLS with Temporal, from the variables that the `temporal` program knows, too; `False` for not.
 
     Raises:
@@ -124,7 +132,7 @@ async def connect(
 
 
 @contextlib.asynccontextmanager
-async def measured_client(settings: Settings, telemetry: ObservabilityProvider) -> AsyncIterator[Client]:
+async def measured_client(settings: "Settings", telemetry: "ObservabilityProvider") -> AsyncIterator[Client]:
     """The client of a worker, whose SDK measures where the process does.
 
     Raises:

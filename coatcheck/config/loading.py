@@ -24,8 +24,6 @@ from schemas.pipeline import Pipeline, Stage, StageKind, graph_faults
 from schemas.roles import DEFAULT_ROLES, Role
 from schemas.subjects import check_slug
 
-CONFIG_FILE: Final = "coatcheck.toml"
-"""Taken from the current folder when no other file is named."""
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 """A thousand roles have 200 KB."""
 NOT_IN_ROLES: Final = frozenset({"agent", "instructions"})

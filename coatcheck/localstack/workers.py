@@ -7,11 +7,13 @@ nor a provider's key, unless a command agent's role names it.
 import os
 import sys
 from collections.abc import Collection, Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.config import Config
+if TYPE_CHECKING:
+    from schemas.config import Config
+
 
 Access = Literal["database", "gateway_database", "providers", "commands", "object_storage"]
 
@@ -56,7 +58,7 @@ ARCHIVER_WORKER: Final = _default("archiver", "database", "object_storage")
 
 
 def worker_environment(
-    spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str], team: Config
+    spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str], team: "Config"
 ) -> dict[str, str]:
     """The whole environment of a worker: ours, minus the secrets it has no access to, plus where the servers are.
 

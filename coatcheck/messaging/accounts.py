@@ -65,7 +65,7 @@ SERVICES: Final[Mapping[str, str]] = {
 }
 """Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each.
 
-The judge may call `events` too, whoever may read the streams `archive`, an operator with the key of `core` also `tools`.
+The judge may call `events` too, whoever may read the streams `archive`; an operator with the key of `core`, `tools`.
 """
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
