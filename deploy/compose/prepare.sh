@@ -8,7 +8,7 @@ secrets=${1:?folder for secrets} data=${2:?folder for data}
 coatcheck=${COATCHECK:-.venv/bin/coatcheck}
 
 mkdir -p "$secrets"
-for folder in nats-1 nats-2 nats-3 postgres otelcol phoenix prometheus grafana; do
+for folder in nats-1 nats-2 nats-3 postgres archive otelcol phoenix prometheus grafana; do
   mkdir -p "$data/$folder"
 done
 once() { # name text
