@@ -3,13 +3,13 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 TESTS ?= tests
 export COATCHECK_DATA_DIR ?= .coatcheck
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test test-phoenix phoenix lint types layers format format-check check schema bench pins clean
+.PHONY: help demo up down status test test-phoenix phoenix lint types layers format format-check check schema secrets bench soak-cluster pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ down: $(VENV)/.run-stamp ## Stop the local stack; its data stay
 status: $(VENV)/.run-stamp ## Show what runs and where
 	@$(BIN)/coatcheck status || test $$? -eq 3
 
-test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=2)
+test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=3)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-phoenix: $(VENV)/.dev-stamp $(VENV)-phoenix/.stamp ## Run the contract tests against a real Phoenix
@@ -84,6 +84,12 @@ schema: $(VENV)/.run-stamp ## Write the JSON schemas of coatcheck.toml, events a
 	@$(BIN)/coatcheck config schema > docs/reference/coatcheck.schema.json
 	@$(BIN)/coatcheck events schema --out docs/reference/events
 	@$(BIN)/coatcheck bench schema > docs/reference/scenario.schema.json
+
+soak-cluster: $(VENV)/.dev-stamp ## Kill leaders of a NATS cluster under 20 runs for 4 minutes
+	@$(BIN)/python -m tests.chaos.soak_cluster
+
+secrets: $(VENV)/.run-stamp ## Make the certificates, keys and passwords for docker-compose.yml
+	@deploy/compose/prepare.sh secrets data
 
 bench: $(VENV)/.dev-stamp ## Measure speed and size, as ratios
 	@$(BIN)/python -m tests.benchmarks

@@ -31,6 +31,8 @@
     ├── ArtifactInvalidError         a path that leads out, too many files or bytes
     ├── CommandFailedError           a command agent failed, ran out of time or left no deliverable
     ├── ChecksUnavailableError       the isolation that checks must have is not to be had here
+    ├── ToolKeyConflictError         a tool call's id was used before, for something else
+    ├── ToolServerError              an MCP server gave no usable answer
     ├── StageParkedError             no model can be asked for a while: the workflow waits, no attempt is used up
     └── TurnRefusedError             the LLM proxy's typed refusal
 
@@ -240,6 +242,22 @@ class ChecksUnavailableError(CoatcheckError):
     """Checks must be isolated here, and this system cannot do it."""
 
     code = codes.CHECKS_UNAVAILABLE
+
+
+class ToolKeyConflictError(CoatcheckError):
+    """Another call was made under that key: the tool, its server or the arguments differ."""
+
+    code = codes.TOOL_KEY_CONFLICT
+
+
+class ToolServerError(CoatcheckError):
+    """An MCP server gave no usable answer; the instance carries the code, and whether the call may have had effect."""
+
+    def __init__(self, message: str, *, code: str, reached: bool) -> None:
+        super().__init__(message)
+        self.tool_code = code
+        self.reached = reached
+        """Whether the server may have been given the call."""
 
 
 class StageParkedError(CoatcheckError):

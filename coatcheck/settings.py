@@ -4,26 +4,59 @@ Every variable is `COATCHECK_<NAME>`, except the well-known ones of the servers 
 (`TEMPORAL_ADDRESS`, `NATS_URL`, `DATABASE_URL`, `OPENAI_API_KEY`, …).
 """
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from coatcheck.errors import CoatcheckError
+from schemas.streams import Placement
+
+CONFIG_FILE: Final = "coatcheck.toml"
+"""Taken by commands from the current folder when no other file is named."""
 
 
 def _none_if_empty(value: Any) -> Any:
-    """A stack without a file says so to its workers, whatever the environment that it was started in says."""
+    """A stack without a file says so to its workers, whatever the environment that it was started in says.
+
+    And the file of a secret that is empty holds none.
+    """
     return value or None
 
 
 class Settings(BaseSettings):
-    """What an operator can set."""
+    """What an operator can set.
+
+    Also by files: in the folder that `COATCHECK_SECRETS_DIR` names, `database_url` stands for `DATABASE_URL`. What is
+    in the environment wins.
+    """
 
     model_config = SettingsConfigDict(env_prefix="COATCHECK_", extra="ignore", frozen=True, populate_by_name=True)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the library's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the folder of secrets, which is known only now."""
+        folder = os.environ.get("COATCHECK_SECRETS_DIR")
+        files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
+        return (init_settings, env_settings, *files)
+
+    secrets_dir: Path | None = None
+    """Where the files of secrets are."""
     data_dir: Path = Path(".coatcheck")
     """Data, logs, keys and status of the local stack."""
     config_file: Annotated[Path | None, BeforeValidator(_none_if_empty)] = Field(
@@ -33,8 +66,21 @@ class Settings(BaseSettings):
 
     temporal_address: str | None = Field(None, validation_alias=AliasChoices("TEMPORAL_ADDRESS"))
     temporal_namespace: str = Field("default", validation_alias=AliasChoices("TEMPORAL_NAMESPACE"))
+    temporal_tls: bool = Field(default=False, validation_alias=AliasChoices("TEMPORAL_TLS"))
+    """With the system's authorities; the three files below need no such word."""
+    temporal_ca_file: Path | None = Field(None, validation_alias=AliasChoices("TEMPORAL_TLS_SERVER_CA_CERT_PATH"))
+    temporal_cert_file: Path | None = Field(None, validation_alias=AliasChoices("TEMPORAL_TLS_CLIENT_CERT_PATH"))
+    temporal_key_file: Path | None = Field(None, validation_alias=AliasChoices("TEMPORAL_TLS_CLIENT_KEY_PATH"))
     nats_url: str | None = Field(None, validation_alias=AliasChoices("NATS_URL"))
+    """Several servers of one cluster, separated by commas: any of them will do."""
     nats_monitor_url: str | None = Field(None, validation_alias=AliasChoices("NATS_MONITOR_URL"))
+    """One for each server, separated by commas."""
+    nats_ca_file: Path | None = Field(None, validation_alias=AliasChoices("NATS_CA"))
+    """Who must have signed the servers' certificates; with it, NATS is spoken to with TLS or not at all."""
+    replicas: int = Field(1, ge=1, le=5)
+    """Of every stream, bucket and consumer; 3 in a cluster."""
+    placement_tags: str = ""
+    """Separated by commas: streams are kept on servers that have all of these `server_tags`."""
     nats_isolation: Literal["accounts", "shared"] = "accounts"
     """`shared`: one unauthenticated account for all, for a first try on a server of your own; no isolation."""
     nats_keys_dir: Path | None = None
@@ -43,12 +89,20 @@ class Settings(BaseSettings):
     gateway_database_url: SecretStr | None = Field(None, validation_alias=AliasChoices("GATEWAY_DATABASE_URL"))
     """A role that may only journal turns; `DATABASE_URL` when absent."""
 
+    archive: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """Where deliverables outlive retention: a folder, or `s3://…`, `gs://…`, `az://…`; `<data_dir>/archive` by default.
+    Credentials come from the variables of the storage's vendor, such as `AWS_ACCESS_KEY_ID`."""
+
     model: str | None = None
     """`provider:model`, such as `openai:gpt-5-mini`, `anthropic:claude-sonnet-4-5` or `scripted`; several, separated by
     commas, are asked in that order."""
-    openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY"))
+    openai_api_key: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("OPENAI_API_KEY")
+    )
     openai_base_url: str | None = Field(None, validation_alias=AliasChoices("OPENAI_BASE_URL"))
-    anthropic_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("ANTHROPIC_API_KEY"))
+    anthropic_api_key: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
+        None, validation_alias=AliasChoices("ANTHROPIC_API_KEY")
+    )
     provider_timeout_seconds: float = 600
     provider_failures: int = 5
     """Failed calls of one turn (5xx, time-outs, cut connections) before its stage fails for good."""
@@ -57,6 +111,10 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    mcp_token: SecretStr | None = None
+    """What a client of `coatcheck mcp --port` has to show to do everything."""
+    mcp_read_token: SecretStr | None = None
+    """The same, to read alone."""
     metrics_host: str = Field("127.0.0.1", validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_HOST"))
     """Where the Prometheus endpoint of a worker listens."""
     metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(
@@ -134,9 +192,20 @@ class Settings(BaseSettings):
         return self.data_dir / "workspaces"
 
     @property
+    def archive_place(self) -> str:
+        """The folder or URL of the archive."""
+        return self.archive or str(self.data_dir / "archive")
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models of `COATCHECK_MODEL`, in order of preference."""
         return tuple(name.strip() for name in (self.model or "").split(",") if name.strip())
+
+    @property
+    def placement(self) -> Placement:
+        """Where streams are kept."""
+        tags = tuple(tag.strip() for tag in self.placement_tags.split(",") if tag.strip())
+        return Placement(replicas=self.replicas, tags=tags)
 
     @property
     def keys_dir(self) -> Path:

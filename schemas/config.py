@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.budget import Budget
 from schemas.judging import BUILT_IN_QUESTIONS, CHECK_CRITERIA, KIND_CHECKS, Criterion, JudgeConfig
+from schemas.mcp import McpServer
 from schemas.pipeline import DEFAULT_PIPELINE, Pipeline, Stage
 from schemas.roles import DEFAULT_ROLES, ModelName, Role
 from schemas.streams import StreamSpec, deliverable_stream
@@ -134,6 +135,16 @@ def misjudged(criteria: Collection[str], judges: Mapping[str, JudgeConfig]) -> l
     return found
 
 
+def unknown_callers(servers: Mapping[str, McpServer], agents: Collection[str]) -> list[Disagreement]:
+    """Agents of MCP servers' allow-lists that do not exist."""
+    return [
+        Disagreement(("mcp", name, "agents", index), f"there is no role {agent!r}; there are {', '.join(agents)}")
+        for name, server in servers.items()
+        for index, agent in enumerate(server.agents)
+        if agent not in agents
+    ]
+
+
 class Config(BaseModel):
     """Everything in `coatcheck.toml`, with the defaults where it says nothing."""
 
@@ -158,6 +169,8 @@ class Config(BaseModel):
     """Name → question for judges that are models, besides those that are built in, or instead of one of them."""
     judges: dict[Slug, JudgeConfig] = {}
     """Name → judge, besides `checks`; without any, `scripted` stands in for a model."""
+    mcp: dict[Slug, McpServer] = {}
+    """Name → MCP server whose tools agents may call through the gateway."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -171,6 +184,10 @@ class Config(BaseModel):
             if tenant.budget is not None and tenant.budget not in self.budgets:
                 raise ValueError(f"tenants.{name}.budget: there is no budget {tenant.budget!r}")
         return self
+
+    def callers(self) -> frozenset[str]:
+        """Agents that may call tools of any MCP server."""
+        return frozenset(agent for server in self.mcp.values() for agent in server.agents)
 
     @property
     def agents(self) -> tuple[str, ...]:

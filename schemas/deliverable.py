@@ -4,7 +4,7 @@ import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -120,3 +120,5 @@ class StoredDeliverable(BaseModel):
     ref: DeliverableRef
     task_key: str | None
     deliverable: Deliverable
+    source: Literal["stream", "archive"] = Field("stream", serialization_alias="from")
+    """Where it was read: retention has dropped what comes from the archive."""

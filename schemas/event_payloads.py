@@ -212,13 +212,14 @@ class AttemptStarted(Payload):
 
 
 class ToolCompleted(Payload):
-    """A tool of the agent's worker returned."""
+    """A tool returned: one of the agent's worker, or of an MCP server through the gateway."""
 
     stage: str
     round: int
     tool: str
     tool_call_id: str
-    outcome: Literal["ok", "error"]
+    outcome: Literal["ok", "error", "unknown"]
+    """`unknown`: nobody knows whether the tool did its work, and it is not called again."""
     seconds: float
     result_bytes: int
     error: Reason = ""

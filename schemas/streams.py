@@ -7,7 +7,7 @@ laid out as the NATS clients lay them out, so that standard tools read them, but
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.subjects import PREFIX, deliverable_wildcard
 
@@ -32,6 +32,8 @@ class StreamSpec(BaseModel):
     max_msgs: int = 10_000
     max_bytes: int = 1024**3
     max_age_seconds: int = 7 * DAY_SECONDS
+    retention: Literal["limits", "workqueue"] = "limits"
+    """`workqueue`: a message is gone once it is acknowledged."""
     duplicate_window_seconds: int = 7 * DAY_SECONDS
     """As long as the messages themselves, so that a late retry is still recognised."""
     discard: Literal["old", "new"] = "old"
@@ -39,7 +41,18 @@ class StreamSpec(BaseModel):
     max_msgs_per_subject: int = -1
     max_msg_bytes: int = -1
     republish_to: str | None = None
-    """Where the server repeats every stored message for plain subscribers; the whole of `subjects`, which is one."""
+    """Where the server repeats what is stored under the first of `subjects`, for plain subscribers."""
+
+
+class Placement(BaseModel):
+    """Where streams are kept; the same for all of an environment, and their consumers follow them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    replicas: int = Field(1, ge=1, le=5)
+    """3 in a cluster whose members have separate power and disks; 5 is the most that JetStream takes."""
+    tags: tuple[str, ...] = ()
+    """Only on servers that have all of these `server_tags`; any server when empty."""
 
 
 def stream_name(task_type: str) -> str:
@@ -129,6 +142,40 @@ DEAD_LETTERS: Final = StreamSpec(
 )
 """What a consumer could not digest, whole, with the reason in its headers."""
 
+MCP_REQUESTS: Final = StreamSpec(
+    name="mcp_requests",
+    subjects=(f"{PREFIX}.mcp.requests.>",),
+    agent="gateway",
+    max_msgs=-1,
+    max_age_seconds=DAY_SECONDS,
+    duplicate_window_seconds=DAY_SECONDS,
+    retention="workqueue",
+    # A full queue refuses new calls; dropping the oldest would leave its agent without an answer.
+    discard="new",
+    max_msg_bytes=2 * 1024**2,
+)
+"""Calls of tools that wait for a gateway. Only gateways write it, after they have checked who asks for what."""
+
+MCP_RESULTS: Final = StreamSpec(
+    name="mcp_results",
+    subjects=(f"{PREFIX}.mcp.results.>", f"{PREFIX}.mcp.contents.>"),
+    agent="gateway",
+    max_msgs=-1,
+    max_bytes=4 * 1024**3,
+    max_age_seconds=DAY_SECONDS,
+    duplicate_window_seconds=DAY_SECONDS,
+    republish_to=f"{PREFIX}.live.mcp.results.>",
+)
+"""How calls ended, for whoever waits, and the results that are too long for a prompt. The record is in PostgreSQL."""
+
+
+def tool_queue(server: str) -> str:
+    """The durable consumer with the calls for one MCP server."""
+    return f"gateway-{server}"
+
+
+TOOL_STREAMS: Final = (MCP_REQUESTS, MCP_RESULTS)
+
 
 ARTIFACT_MAX_AGE_SECONDS: Final = 14 * DAY_SECONDS
 """Twice a deliverable's life, so that a file that was stored for one may serve another that comes days later."""
@@ -167,8 +214,8 @@ def bucket_streams(agents: Iterable[str]) -> tuple[StreamSpec, ...]:
 
 
 def live_subject(subject: str) -> str:
-    """Where the server repeats what is stored in the audit log under `subject`, which may be a pattern."""
-    return subject.replace(f"{PREFIX}.events.", f"{PREFIX}.live.events.", 1)
+    """Where the server repeats what is stored under `subject`, which may be a pattern, if its stream is repeated."""
+    return subject.replace(f"{PREFIX}.", f"{PREFIX}.live.", 1)
 
 
 class StreamStatus(BaseModel):
@@ -182,5 +229,7 @@ class StreamStatus(BaseModel):
     consumer_count: int
     age_seconds: float = 0
     """Of the oldest message, by the server's clock; 0 when there is none."""
+    unarchived: int | None = None
+    """Messages that are not in the archive yet; `None` for a stream that is not archived, or when nobody asked."""
     drift: list[str] = []
     """One `setting: is X, should be Y` per difference; empty when the stream is as declared."""

@@ -99,6 +99,36 @@ def claims_subject(agent: str) -> str:
     return f"{PREFIX}.svc.claims.{agent}"
 
 
+def agents_subject(agent: str) -> str:
+    """The request-reply subject that tells what an agent's workers say of themselves, and makes it discoverable."""
+    return f"{PREFIX}.svc.agents.{agent}"
+
+
+def tools_subject(caller: str) -> str:
+    """The request-reply subject on which an agent, or `core`, asks for tools and their calls."""
+    return f"{PREFIX}.svc.tools.{caller}"
+
+
+def tool_request_subject(server: str, agent: str) -> str:
+    """Where a call for an MCP server waits; `*` as the agent for all of a server's."""
+    return f"{PREFIX}.mcp.requests.{server}.{agent}"
+
+
+def tool_result_subject(agent: str, call_token: str) -> str:
+    """Where the outcome of one call is told; `call_token` is `schemas.mcp.call_token`'s."""
+    return f"{PREFIX}.mcp.results.{agent}.{call_token}"
+
+
+def tool_content_subject(agent: str, call_token: str) -> str:
+    """Where a result is stored that is too long for a prompt."""
+    return f"{PREFIX}.mcp.contents.{agent}.{call_token}"
+
+
+def archive_subject(reader: str) -> str:
+    """The request-reply subject on which an identity reads what retention has dropped."""
+    return f"{PREFIX}.svc.archive.{reader}"
+
+
 def ledger_subject(verb: str, agent: str) -> str:
     """The request-reply subject on which `agent` asks about its own account; `*` is every verb."""
     return f"{PREFIX}.svc.ledger.{verb}.{agent}"

@@ -1,6 +1,7 @@
-"""`python -m workers core|agents|gateway|projector`: starts one worker process; settings come from the environment."""
+"""`python -m workers core|agents|gateway|projector|archiver`: starts one worker; settings come from the environment."""
 
 import functools
+import gc
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
@@ -8,7 +9,7 @@ from typing import NoReturn
 from coatcheck.settings import Settings
 from workers.runner import Lifecycle, run_main
 
-KINDS = ("core", "agents", "gateway", "projector")
+KINDS = ("core", "agents", "gateway", "projector", "archiver")
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -17,7 +18,13 @@ def main(argv: Sequence[str]) -> NoReturn:
     if kind not in KINDS:
         sys.exit(f"usage: python -m workers {'|'.join(KINDS)} [AGENT …]")
     settings = Settings()
-    run_main(kind, _entry(kind, settings, argv[1:]), settings)
+    # A million objects that live as long as the process: not looked at while they are made, nor later. Imports take
+    # 10 to 20% less CPU, which every start and every restart waits for.
+    gc.disable()
+    entry = _entry(kind, settings, argv[1:])
+    gc.freeze()
+    gc.enable()
+    run_main(kind, entry, settings)
 
 
 def _entry(kind: str, settings: Settings, only: Sequence[str]) -> Callable[[Lifecycle], Awaitable[None]]:
@@ -34,6 +41,10 @@ def _entry(kind: str, settings: Settings, only: Sequence[str]) -> Callable[[Life
         from workers import projector  # noqa: PLC0415
 
         return functools.partial(projector.run, settings)
+    if kind == "archiver":
+        from workers import archiver  # noqa: PLC0415
+
+        return functools.partial(archiver.run, settings)
     from workers import agent  # noqa: PLC0415
 
     return functools.partial(agent.run, settings, only=only)

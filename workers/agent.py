@@ -36,7 +36,7 @@ from schemas import errors
 from schemas.config import CheckLimits, Config
 from schemas.conversation import Claim, RedeemReply, RedeemRequest
 from schemas.roles import Role
-from schemas.subjects import claims_subject, llm_subject
+from schemas.subjects import claims_subject, llm_subject, tools_subject
 from schemas.task_queues import agent_queue
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
@@ -129,7 +129,9 @@ def _author(role: Role, nats: NatsClient, process: _Process) -> Author:
         sandbox = Sandbox(limits, hidden=process.hidden)
         return CommandAuthor(role, redeem=functools.partial(_redeem, nats, role.agent), sandbox=sandbox)
     ask = functools.partial(_ask, nats, llm_subject(role.agent))
-    return ModelAuthor(role, ask=ask, stopping=lambda: process.lifecycle.stopping)
+    may_call = role.agent in process.config.callers()
+    ask_tools = functools.partial(_ask, nats, tools_subject(role.agent)) if may_call else None
+    return ModelAuthor(role, ask=ask, stopping=lambda: process.lifecycle.stopping, ask_tools=ask_tools)
 
 
 async def _redeem(nats: NatsClient, agent: str, task_key: str, text: str, claims: list[Claim]) -> str:

@@ -1,7 +1,9 @@
 """The core worker: workflows and state activities. The only worker with the rights of the database's owner."""
 
+import contextlib
 import functools
 import logging
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 
@@ -14,7 +16,13 @@ from activities.state import StateActivities
 from coatcheck.config import load_config
 from coatcheck.events.intake import EventIntake
 from coatcheck.events.projector import Projector
-from coatcheck.events.watching import BackboneWatch
+from coatcheck.events.watching import (
+    BACKBONE_SECONDS,
+    LEDGER_SECONDS,
+    look_at_backbone,
+    look_at_ledger,
+    watching,
+)
 from coatcheck.messaging.accounts import LOGS
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.events import EventLog
@@ -26,19 +34,22 @@ from coatcheck.messaging.streams import (
     refuse_lost_streams,
     stream_statuses,
 )
+from coatcheck.messaging.work_queue import ensure_work_queue
 from coatcheck.services.ledger import LedgerService
 from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.known_tasks import KnownTasks
 from coatcheck.storage.ledger import open_account
 from coatcheck.storage.state import known_runs, recorded_sequences
-from coatcheck.telemetry.instruments import BackboneInstruments, RunInstruments
+from coatcheck.telemetry.instruments import BackboneInstruments, LedgerInstruments, RunInstruments
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.ledger import Verb, agent_account
-from schemas.streams import StreamSpec, bucket_streams
-from schemas.subjects import events_subject, ledger_subject
+from schemas.streams import MCP_REQUESTS, TOOL_STREAMS, Placement, StreamSpec, bucket_streams, tool_queue
+from schemas.subjects import events_subject, ledger_subject, tool_request_subject
 from schemas.task_queues import CORE
+from workers.archiver import archiving
+from workers.discovery import discoverable
 from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
@@ -65,12 +76,14 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
-        await _ensure_streams(nats, pool, team)
+        await _ensure_streams(nats, pool, team, settings.placement)
         log = EventLog(nats)
         tasks = KnownTasks(pool)
         await stack.enter_async_context(_intake(log, pool, nats, team, tasks))
         await stack.enter_async_context(await _ledger(pool, nats, team))
+        await stack.enter_async_context(discoverable(nats, team))
         await stack.enter_async_context(Projector(pool, nats).running())
+        await stack.enter_async_context(archiving(settings, pool, nats))
         await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
         await check_search_attributes(client)
@@ -78,7 +91,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         budgets = Budgets(team.budgets, team.tenants)
         measures = RunInstruments(lifecycle.telemetry.meter, team.pipelines.values())
         if lifecycle.telemetry.has_metrics:
-            await stack.enter_async_context(_watch(nats, team, lifecycle.telemetry.meter))
+            await stack.enter_async_context(_watch(pool, nats, team, lifecycle.telemetry.meter))
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
         await stack.enter_async_context(
             Worker(
@@ -122,23 +135,41 @@ async def _ledger(pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncCo
     return serve(nats, name="ledger", version="1.0.0", endpoints=endpoints)
 
 
-def _watch(nats: NatsClient, team: Config, meter: Meter) -> AbstractAsyncContextManager[None]:
-    """Look at the streams for whoever reads the meter."""
+@contextlib.asynccontextmanager
+async def _watch(pool: Pool, nats: NatsClient, team: Config, meter: Meter) -> AsyncIterator[None]:
+    """Look at streams and ledger for whoever reads the meter."""
     specs = [*team.streams, *bucket_streams(team.agents), *LOGS]
-    return BackboneWatch(nats, specs, BackboneInstruments(meter)).running()
+    backbone = functools.partial(look_at_backbone, nats, specs, BackboneInstruments(meter))
+    books = functools.partial(look_at_ledger, pool, LedgerInstruments(meter))
+    async with watching(backbone, every_seconds=BACKBONE_SECONDS), watching(books, every_seconds=LEDGER_SECONDS):
+        yield
 
 
-async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config) -> None:
+async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config, placement: Placement) -> None:
     """Make the streams of new agents; that of an agent whose role was removed stays, and is still looked after."""
     recorded = await recorded_sequences(pool)
     former = recorded.keys() - {spec.name for spec in team.streams}
     removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
     refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
-    statuses = await ensure_streams(nats, [*team.streams, *bucket_streams(team.agents), *LOGS])
+    wanted = [*team.streams, *bucket_streams(team.agents), *LOGS, *TOOL_STREAMS]
+    statuses = await ensure_streams(nats, wanted, placement=placement)
+    await ensure_tool_queues(nats, team)
     for status in statuses:
         for difference in status.drift:
             _log.warning("stream %s has drifted and is left as it is: %s", status.name, difference)
     refuse_foreign_streams(statuses)
+
+
+async def ensure_tool_queues(nats: NatsClient, team: Config) -> None:
+    """A queue for each MCP server, so that none waits behind another's; how many calls it takes at once is its own."""
+    for name, server in team.mcp.items():
+        await ensure_work_queue(
+            nats,
+            stream=MCP_REQUESTS.name,
+            name=tool_queue(name),
+            filter_subject=tool_request_subject(name, "*"),
+            max_ack_pending=server.max_concurrent,
+        )
 
 
 async def _check_durability(monitor_url: str | None) -> None:

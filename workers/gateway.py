@@ -1,9 +1,14 @@
-"""The gateway worker: the LLM proxy. It holds the provider keys and a database role that can only journal turns."""
+"""The gateway worker: the LLM proxy and the MCP gateway.
+
+It holds the keys to the outside world, and a database role that can only journal model turns and tool calls.
+"""
 
 import asyncio
 import functools
+import os
 import uuid
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.config import load_config
@@ -14,22 +19,29 @@ from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
 from coatcheck.gateway.llm_proxy import LLMProxy
 from coatcheck.gateway.providers import Providers
+from coatcheck.gateway.tools.calls import ToolCaller
+from coatcheck.gateway.tools.desk import OPERATOR, ToolDesk
+from coatcheck.gateway.tools.server import open_servers
 from coatcheck.gateway.turns import TurnDesk
+from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
-from coatcheck.messaging.service import serve
+from coatcheck.messaging.service import DRAIN_SECONDS, serve
+from coatcheck.messaging.work_queue import WorkQueue, working
 from coatcheck.settings import Settings
-from coatcheck.storage.database import open_pool
+from coatcheck.storage.database import Pool, open_pool
 from coatcheck.storage.journal import TurnJournal
 from coatcheck.storage.state import finished_notice, read_brief
+from coatcheck.storage.tool_calls import ToolJournal
 from coatcheck.telemetry.instruments import ModelInstruments
 from schemas.config import Config
-from schemas.subjects import claims_subject, llm_subject
+from schemas.streams import MCP_REQUESTS, tool_queue
+from schemas.subjects import claims_subject, llm_subject, tools_subject
 from workers.nats import nats_client
 from workers.runner import Lifecycle
 
 
 async def run(settings: Settings, lifecycle: Lifecycle) -> None:
-    """Serve model turns until stopped, then finish the calls in flight.
+    """Serve model turns and tool calls until stopped, then finish the calls in flight.
 
     Raises:
         DependencyDownError: a server is away.
@@ -70,8 +82,35 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await stack.enter_async_context(serve(nats, name="llm", version="1.0.0", endpoints=endpoints))
         endpoints = {claims_subject(agent): functools.partial(claims.handle, agent) for agent in config.agents}
         await stack.enter_async_context(serve(nats, name="claims", version="1.0.0", endpoints=endpoints))
+        await stack.enter_async_context(tools(config, journal, pool=pool, nats=nats))
         stack.callback(proxy.stop_waiting)  # first of all, or the requests in hand would be waited for
         await lifecycle.serve()
+
+
+@asynccontextmanager
+async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsClient) -> AsyncIterator[None]:
+    """The MCP gateway: a desk that agents ask, and a queue per server."""
+    journal = ToolJournal(pool, turns.gateway_id, may_take_over=turns.may_take_over)
+    async with AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(open_servers(config.mcp, os.environ))
+        desk = ToolDesk(servers, journal=journal, nats=nats)
+        caller = ToolCaller(servers, journal=journal, nats=nats, gateways=lambda: turns.gateways, on_outcome=desk.tell)
+        queues = [
+            WorkQueue(
+                nats,
+                stream=MCP_REQUESTS.name,
+                name=tool_queue(name),
+                slots=server.max_concurrent,
+                work=functools.partial(caller.work, server=name),
+            )
+            for name, server in config.mcp.items()
+        ]
+        await stack.enter_async_context(working(queues, DRAIN_SECONDS))
+        await stack.enter_async_context(desk.open())
+        callers = (*config.agents, OPERATOR)
+        endpoints = {tools_subject(name): functools.partial(desk.handle, name) for name in callers}
+        await stack.enter_async_context(serve(nats, name="tools", version="1.0.0", endpoints=endpoints))
+        yield
 
 
 def _providers(settings: Settings, config: Config) -> Providers:

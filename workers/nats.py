@@ -15,4 +15,4 @@ def nats_client(settings: Settings, name: str, telemetry: ObservabilityProvider)
     """
     user = None if settings.nats_isolation == "shared" else load_user(settings.keys_dir, name)
     tracing = MessageTracing(has_headers=telemetry.has_traces, tracer=telemetry.message_tracer)
-    return NatsClient(settings.require_nats_url(), name=name, user=user, tracing=tracing)
+    return NatsClient(settings.require_nats_url(), name=name, user=user, ca_file=settings.nats_ca_file, tracing=tracing)

@@ -1,6 +1,7 @@
 """The life of a worker process: start, say ready, stop on a signal, leave without a crash."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -18,6 +19,9 @@ from coatcheck.telemetry.provider import ObservabilityProvider
 
 EXIT_FAILED = 1
 EXIT_DEPENDENCY_DOWN = 3
+
+BEAT_SECONDS = 10.0
+"""How often the ready file is touched. A probe that finds it older than a minute has a process that hangs."""
 
 _log = logging.getLogger("coatcheck.worker")
 
@@ -40,11 +44,15 @@ class Lifecycle:
         return self._stop.is_set()
 
     async def serve(self) -> None:
-        """Say that the process is ready, then wait until it is asked to stop."""
-        if self._ready_file is not None:
-            await asyncio.to_thread(self._ready_file.touch)
+        """Say that the process is ready, and that it is alive, until it is asked to stop."""
         _log.info("ready")
-        await self._stop.wait()
+        while not self._stop.is_set():
+            if self._ready_file is not None:
+                await asyncio.to_thread(self._ready_file.touch)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), BEAT_SECONDS)
+        if self._ready_file is not None:
+            await asyncio.to_thread(self._ready_file.unlink, missing_ok=True)
         _log.info("stopping")
 
 

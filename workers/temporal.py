@@ -5,7 +5,8 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import temporalio.api.common.v1
 import temporalio.api.operatorservice.v1
@@ -15,12 +16,16 @@ from temporalio.contrib.pydantic import PydanticPayloadConverter, ToJsonOptions,
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.service import TLSConfig
 
-from coatcheck.errors import DependencyDownError
-from coatcheck.settings import Settings
-from coatcheck.telemetry.provider import ObservabilityProvider
+from coatcheck.errors import CoatcheckError, DependencyDownError
 from schemas import errors, search_attributes
+
+if TYPE_CHECKING:
+    from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+    from coatcheck.settings import Settings
+    from coatcheck.telemetry.provider import ObservabilityProvider
 
 STICKY_TIMEOUT: Final = timedelta(seconds=2)
 """After this a dead worker's cached workflows go to another one (default 10 s; 2 s recovers in 1.2 to 4.8 s)."""
@@ -78,40 +83,70 @@ DATA_CONVERTER: Final[DataConverter] = dataclasses.replace(
 )
 
 
-def sandbox_runner() -> SandboxedWorkflowRunner:
+def sandbox_runner() -> "SandboxedWorkflowRunner":
     """The one sandbox; `Worker` and `Replayer` must use the same."""
+    from temporalio.worker.workflow_sandbox import (  # noqa: PLC0415  half a client's import time, for workers only
+        SandboxedWorkflowRunner,
+        SandboxRestrictions,
+    )
+
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSTHROUGH))
 
 
-async def connect(address: str, namespace: str, *, runtime: Runtime | None = None) -> Client:
-    """Connect to Temporal; `runtime` says where the SDK measures, nowhere by default.
+def tls_config(settings: "Settings") -> TLSConfig | bool:
+    """How to speak TLS with Temporal, from the variables that the `temporal` program knows, too; `False` for not.
 
     Raises:
-        DependencyDownError: the server does not answer.
+        CoatcheckError: a file cannot be read.
     """
+    ca, certificate, key = settings.temporal_ca_file, settings.temporal_cert_file, settings.temporal_key_file
+    if not (ca or certificate or key):
+        return settings.temporal_tls
+    return TLSConfig(server_root_ca_cert=_read(ca), client_cert=_read(certificate), client_private_key=_read(key))
+
+
+def _read(path: Path | None) -> bytes | None:
     try:
-        return await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER, runtime=runtime)
-    except RuntimeError as error:
-        raise DependencyDownError(
-            f"Temporal does not answer at {address}: {error}", hint="start the stack with `coatcheck up`"
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise CoatcheckError(
+            f"{path} cannot be read: {error.strerror}", hint="see the variables TEMPORAL_TLS_…"
         ) from error
 
 
+async def connect(
+    address: str, namespace: str, *, tls: TLSConfig | bool = False, runtime: Runtime | None = None
+) -> Client:
+    """Connect to Temporal; `runtime` says where the SDK measures, nowhere by default.
+
+    Raises:
+        DependencyDownError: the server does not answer, or is not the one that it should be.
+    """
+    try:
+        return await Client.connect(
+            address, namespace=namespace, data_converter=DATA_CONVERTER, tls=tls, runtime=runtime
+        )
+    except RuntimeError as error:
+        hint = "is it the authority that signed its certificate?" if tls else "start the stack with `coatcheck up`"
+        raise DependencyDownError(f"Temporal does not answer at {address}: {error}", hint=hint) from error
+
+
 @contextlib.asynccontextmanager
-async def measured_client(settings: Settings, telemetry: ObservabilityProvider) -> AsyncIterator[Client]:
+async def measured_client(settings: "Settings", telemetry: "ObservabilityProvider") -> AsyncIterator[Client]:
     """The client of a worker, whose SDK measures where the process does.
 
     Raises:
         DependencyDownError: the server does not answer.
     """
     address, namespace = settings.require_temporal_address(), settings.temporal_namespace
+    tls = tls_config(settings)
     if not telemetry.has_metrics:
-        yield await connect(address, namespace)
+        yield await connect(address, namespace, tls=tls)
         return
     from coatcheck.telemetry.temporal import measured_runtime  # noqa: PLC0415
 
     async with measured_runtime(telemetry.meter) as runtime:
-        yield await connect(address, namespace, runtime=runtime)
+        yield await connect(address, namespace, tls=tls, runtime=runtime)
 
 
 async def check_search_attributes(client: Client) -> None:

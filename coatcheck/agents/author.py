@@ -20,6 +20,7 @@ from coatcheck.agents.partial import blocked, partial_report
 from coatcheck.agents.prompt import READING_RULES
 from coatcheck.agents.proxy_model import AskProxy, BudgetSpentError, ProxyModel, Spending
 from coatcheck.agents.reports import Report, ReviewReport, report_model
+from coatcheck.agents.toolbox import AskGateway, Toolbox
 from coatcheck.agents.tools import add_tools
 from coatcheck.errors import AgentLimitError, AgentOutputError
 from schemas.deliverable import Deliverable, StoredDeliverable
@@ -60,12 +61,22 @@ class Author(Protocol):
 
 
 class ModelAuthor:
-    """A pydantic-ai agent whose model is a client of the LLM proxy."""
+    """A pydantic-ai agent whose model is a client of the LLM proxy.
 
-    def __init__(self, role: Role, *, ask: AskProxy, stopping: Callable[[], bool]) -> None:
+    Args:
+        role: Whose work it does.
+        ask: Asks the LLM proxy.
+        stopping: Whether the worker is about to end.
+        ask_tools: Asks the MCP gateway; `None` for an agent that may call no MCP server.
+    """
+
+    def __init__(
+        self, role: Role, *, ask: AskProxy, stopping: Callable[[], bool], ask_tools: AskGateway | None = None
+    ) -> None:
         self._role = role
         self._ask = ask
         self._stopping = stopping
+        self._ask_tools = ask_tools
 
     async def write(self, task_key: str, prompt: str, desk: Desk) -> Written:
         """Hold the conversation; journalled turns cost nothing. Out of budget, what there is is handed in as blocked.
@@ -81,10 +92,13 @@ class ModelAuthor:
             self._ask, task_key=task_key, models=self._role.models, claims=desk.claims, stopping=self._stopping
         )
         limits = UsageLimits(request_limit=self._role.max_turns)
+        toolboxes = [Toolbox(self._ask_tools, task_key, self._stopping)] if self._ask_tools else []
         report: Report | None = None
         with capture_run_messages() as messages:
             try:
-                result = await _agent(self._role).run(prompt, model=model, deps=desk, usage_limits=limits)
+                result = await _agent(self._role).run(
+                    prompt, model=model, deps=desk, usage_limits=limits, toolsets=toolboxes
+                )
                 report = result.output
             except UsageLimitExceeded as error:
                 raise AgentLimitError(f"{self._role.agent}: {error}") from error
@@ -96,16 +110,18 @@ class ModelAuthor:
         if model.over_budget is not None:
             report = _over_budget(report, messages, model.over_budget, role=self._role, stage=desk.order.stage)
         assert report is not None
-        return Written(report, _spent(model.spending))
+        return Written(report, _spent(model.spending, toolboxes))
 
 
-def _spent(spending: Spending) -> Spent:
+def _spent(spending: Spending, toolboxes: Sequence[Toolbox]) -> Spent:
+    """What models and tools took; the cost is unknown when a model's price is."""
+    models = spending.cost_usd
     return Spent(
         models=frozenset(spending.models),
         tokens_in=spending.usage.input_tokens,
         tokens_out=spending.usage.output_tokens,
         tokens_cached=spending.usage.cache_read_tokens,
-        cost_usd=spending.cost_usd,
+        cost_usd=None if models is None else sum((it.cost_usd for it in toolboxes), models),
     )
 
 

@@ -72,10 +72,11 @@ class RoundEvents:
     def tool(self, name: str, call_id: str) -> Iterator["ToolRun"]:
         """A tool runs inside the block; whatever it raises is its outcome."""
         run, started = ToolRun(), time.monotonic()
-        outcome: Literal["ok", "error"] = "ok"
+        outcome: Literal["ok", "error", "unknown"] = "ok"
         message = ""
         try:
             yield run
+            outcome = "unknown" if run.is_unknown else "ok"
         except Exception as error:
             outcome, message = "error", redacted(str(error))[:MAX_ERROR_CHARACTERS] or type(error).__name__
             raise
@@ -127,3 +128,5 @@ class ToolRun:
     """What a tool returned."""
 
     result_bytes: int = 0
+    is_unknown: bool = False
+    """Whether nobody knows what the tool did."""

@@ -23,10 +23,12 @@ GROUPS: Final = (
     "ledger",
     "records",
     "events",
+    "archive",
     "logs",
     "agents",
     "benchmark",
     "judging",
+    "tools",
     "configuration",
     "operations",
 )

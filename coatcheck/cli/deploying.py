@@ -1,4 +1,4 @@
-"""Runs parts of the product against servers of one's own: migrations, single workers, the configuration of NATS."""
+"""Runs parts of the product against servers of one's own: migrations, single workers, NATS' accounts, certificates."""
 
 import os
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from coatcheck.cli.session import UP_HINT, load_settings
 from coatcheck.cli.voice import MisuseError, tell
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, StorageUnavailableError
+from coatcheck.localstack.certificates import issue_certificates
 from coatcheck.localstack.files import private_dir, write_private
-from coatcheck.localstack.workers import DEFAULT_WORKERS, PROJECTOR_WORKER, worker_environment
+from coatcheck.localstack.workers import ARCHIVER_WORKER, DEFAULT_WORKERS, PROJECTOR_WORKER, worker_environment
 from coatcheck.messaging.accounts import ensure_keys, render_accounts
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import migrate
@@ -41,7 +42,7 @@ def migrate_database(*, as_json: bool, data_dir: Path) -> None:
 
 
 def run_worker(
-    kind: Literal["core", "agents", "gateway", "projector"], agents: Sequence[str], *, data_dir: Path
+    kind: Literal["core", "agents", "gateway", "projector", "archiver"], agents: Sequence[str], *, data_dir: Path
 ) -> NoReturn:
     """Become a worker process, with the environment that the local stack would give it and no other secrets.
 
@@ -55,7 +56,7 @@ def run_worker(
     team = load_config(settings.config_file)
     if unknown := [agent for agent in agents if agent not in team.agents]:
         raise MisuseError(f"no agent is called {unknown[0]!r}", hint=f"the agents are {', '.join(team.agents)}")
-    spec = next(spec for spec in (*DEFAULT_WORKERS, PROJECTOR_WORKER) if spec.name == kind)
+    spec = next(spec for spec in (*DEFAULT_WORKERS, PROJECTOR_WORKER, ARCHIVER_WORKER) if spec.name == kind)
     told = _connections(settings) | {"COATCHECK_CONFIG": str(settings.config_file or "")}
     environment = worker_environment(spec, told, {"COATCHECK_DATA_DIR": str(data_dir.absolute())}, team)
     # Replaced rather than imported: an agent worker's process must never have held the database's password.
@@ -93,3 +94,17 @@ def write_nats_config(out: Path, *, data_dir: Path) -> None:
     emit(str(path))
     tell(f"the keys are in {keys.absolute()}; each worker needs its own and no other")
     tell(f"hint: add `include {ACCOUNTS_FILE}` and `jetstream {{ sync_interval: always }}` to the server's file")
+
+
+def write_certificates(out: Path, hosts: Sequence[str], *, days: int, as_json: bool) -> None:
+    """Write an authority and a certificate per server into `out`, and print where they are.
+
+    Raises:
+        CoatcheckError: the folder cannot be written to, or a host is no name.
+    """
+    paths = issue_certificates(out, hosts=hosts, days=days)
+    if as_json:
+        emit_json({"authority": str(paths[0]), "certificates": [str(path) for path in paths[1:]]})
+    else:
+        emit("\n".join(map(str, paths)))
+        tell(f"hint: workers and commands trust it with NATS_CA={paths[0].absolute()}")

@@ -18,6 +18,9 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 
 from activities.queues import pollers
+from coatcheck.archive.monitoring import archive_lags
+from coatcheck.cli import toolbench
+from coatcheck.cli.archiving import ARCHIVE_HINT, archive_problems
 from coatcheck.cli.event_log import backbone_problems
 from coatcheck.cli.events import MAX_LAG
 from coatcheck.cli.output import columns, emit, emit_json
@@ -30,11 +33,13 @@ from coatcheck.events.monitoring import backbone_status
 from coatcheck.localstack.status import StackState, load_status
 from coatcheck.messaging.accounts import CORE as CORE_IDENTITY
 from coatcheck.messaging.accounts import LOGS
+from coatcheck.messaging.archive import ArchiveClient
 from coatcheck.messaging.streams import check_sync_always, stream_statuses
 from coatcheck.settings import Settings
 from coatcheck.storage.migrate import pending
 from coatcheck.workspace.isolation import describe
 from coatcheck.workspace.sandbox import Sandbox
+from schemas.streams import TOOL_STREAMS
 from schemas.task_queues import CORE, agent_queue
 from workers.temporal import check_search_attributes
 
@@ -163,9 +168,9 @@ async def _nats_sync(settings: Settings) -> str:
 
 
 async def _streams(settings: Settings) -> str:
-    known = [*load_config(settings.config_file).streams, *LOGS]
+    known = [*load_config(settings.config_file).streams, *LOGS, *TOOL_STREAMS]
     async with open_nats(settings) as client:
-        statuses = await stream_statuses(client, known)
+        statuses = await stream_statuses(client, known, placement=settings.placement)
     if missing := {spec.name for spec in known} - {status.name for status in statuses}:
         raise CoatcheckError(
             f"{', '.join(sorted(missing))}: missing", hint="a core worker creates streams that never existed"
@@ -185,6 +190,16 @@ async def _events(settings: Settings) -> str:
     return f"{found.events:,} in the audit log, {found.lag:,} of them not in the table yet, no dead letters"
 
 
+async def _archive(settings: Settings) -> str:
+    streams = [spec.name for spec in load_config(settings.config_file).streams]
+    async with open_nats(settings) as client:
+        lags = await archive_lags(client, streams)
+        if problems := archive_problems(lags):
+            raise CoatcheckError("; ".join(problems), hint=ARCHIVE_HINT)
+        place = await ArchiveClient(client).place()
+    return f"{place}, {sum(lag.unarchived for lag in lags):,} deliverables are not in it yet"
+
+
 async def _gateway(settings: Settings) -> str:
     async with open_nats(settings, identity=CORE_IDENTITY) as client:
         try:
@@ -192,6 +207,14 @@ async def _gateway(settings: Settings) -> str:
         except MessagingUnavailableError as error:
             raise DependencyDownError("nobody serves model calls", hint=_WORKER_HINT.format(kind="gateway")) from error
     return f"model calls are served by {answer['name']} {answer['version']}"
+
+
+async def _tools(settings: Settings) -> str:
+    servers = (await toolbench.offers(settings)).servers if load_config(settings.config_file).mcp else []
+    if wrong := [f"{it.server} is {it.state}: {it.reason}" for it in servers if it.state != "up"]:
+        raise CoatcheckError("; ".join(wrong), hint="`coatcheck tools list`; the gateway's log has what servers say")
+    found = ", ".join(f"{it.server} ({it.tools} tools)" for it in servers)
+    return found or "no MCP server is configured"
 
 
 # --- PostgreSQL and the rest --------------------------------------------------------------------------------------
@@ -272,7 +295,9 @@ CHECKS: Final[dict[str, Check]] = {
     "nats sync": _nats_sync,
     "streams": _streams,
     "events": _events,
+    "archive": _archive,
     "gateway worker": _gateway,
+    "tools": _tools,
     "postgres": _postgres,
     "migrations": _migrations,
     "model": _model,

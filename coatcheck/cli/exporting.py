@@ -39,11 +39,11 @@ async def export(
     _require_extra()
     from coatcheck.gateway.claims import ClaimDesk  # noqa: PLC0415  after it is known that the extra is there
     from coatcheck.messaging.deliverables import DeliverableService  # noqa: PLC0415
+    from coatcheck.objects.destinations import open_destination  # noqa: PLC0415
     from coatcheck.storage import state  # noqa: PLC0415
     from coatcheck.storage.journal import MAX_TURN, TurnJournal  # noqa: PLC0415
     from coatcheck.training.auditlog import AuditLog  # noqa: PLC0415
     from coatcheck.training.columns import DataType  # noqa: PLC0415
-    from coatcheck.training.destinations import open_destination  # noqa: PLC0415
     from coatcheck.training.dialogues import DialogueMaker  # noqa: PLC0415
     from coatcheck.training.exporting import Exporter  # noqa: PLC0415
     from coatcheck.training.redaction import Redactor  # noqa: PLC0415
@@ -114,7 +114,8 @@ def _secrets(settings: Settings) -> set[str]:
 
     urls = [value.get_secret_value() for value in (settings.database_url, settings.gateway_database_url) if value]
     try:
-        return own_secrets(os.environ, folders=[settings.keys_dir], urls=[*urls, settings.nats_url or ""])
+        folders = [settings.keys_dir, *([settings.secrets_dir] if settings.secrets_dir else [])]
+        return own_secrets(os.environ, folders=folders, urls=[*urls, settings.nats_url or ""])
     except OSError as error:
         raise CoatcheckError(
             f"{error.filename} cannot be read, so nobody could tell whether it gets out: {error.strerror}"

@@ -36,7 +36,7 @@ async def similar(message: str, *, task_type: str | None, limit: int, as_json: b
     known = load_config(settings.config_file).streams
     async with open_nats(settings) as client, open_database(settings) as pool:
         service = DeliverableService(client, streams=known)
-        asked = await named_deliverable(client, service, message, known)
+        asked = await named_deliverable(service, message, known)
 
         async def read(ref: DeliverableRef) -> str:
             return (await service.fetch(ref)).deliverable.content

@@ -1,4 +1,4 @@
-"""`doctor`, `reconcile`, `db migrate`, `worker`, `nats-config`: what an operator needs."""
+"""`doctor`, `reconcile`, `db migrate`, `worker`, `nats-config`, `certs`: what an operator needs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,7 +51,9 @@ def migrate(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) ->
 
 @app.command()
 def worker(
-    kind: Annotated[Literal["core", "agents", "gateway", "projector"], typer.Argument(help="Which kind of worker.")],
+    kind: Annotated[
+        Literal["core", "agents", "gateway", "projector", "archiver"], typer.Argument(help="Which kind of worker.")
+    ],
     agents: Annotated[list[str] | None, typer.Argument(help="For agents: only these.")] = None,
     *,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -78,3 +80,22 @@ def nats_config(
     from coatcheck.cli import deploying  # noqa: PLC0415
 
     deploying.write_nats_config(out, data_dir=data_dir)
+
+
+@app.command()
+def certs(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write to.", file_okay=False)] = Path("certs"),
+    host: Annotated[list[str] | None, typer.Option(help="One more name or address of the servers.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the certificates hold.")] = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Make an authority and certificates for NATS, PostgreSQL, Temporal, the collector and Phoenix, for development.
+
+    Again renews the certificates under the same authority; remove ca.pem and ca.key for a new one.
+
+    Example: coatcheck certs --out certs --host build-7.example.com
+    """
+    from coatcheck.cli import deploying  # noqa: PLC0415
+
+    deploying.write_certificates(out, host or [], days=days, as_json=as_json)

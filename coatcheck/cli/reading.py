@@ -1,10 +1,10 @@
 """Reads deliverables and streams as NATS's `observer`, runs from PostgreSQL."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from coatcheck.archive.monitoring import archive_lags
 from coatcheck.cli.output import columns, emit, emit_json, moment, one_line
 from coatcheck.cli.session import load_settings, open_database, open_nats
 from coatcheck.cli.unpacking import save, show_saved, tell_files
@@ -17,8 +17,8 @@ from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.streams import stream_statuses
 from coatcheck.storage import state
-from schemas.deliverable import HEADER_SHA256, DeliverableRef, StoredDeliverable
-from schemas.streams import StreamSpec, StreamStatus, bucket_streams
+from schemas.deliverable import StoredDeliverable
+from schemas.streams import TOOL_STREAMS, StreamSpec, StreamStatus, bucket_streams
 from schemas.subjects import agent_of
 
 _SHA256_SHOWN: Final = 12
@@ -64,9 +64,11 @@ async def fetch(message: str, *, out: Path | None, force: bool, as_json: bool, d
     known = load_config(settings.config_file).streams
     async with open_nats(settings) as client:
         service = DeliverableService(client, streams=known)
-        stored = await named_deliverable(client, service, message, known)
+        stored = await named_deliverable(service, message, known)
         # By the subject's agent: the server lets only that one publish there, while the body may claim anything.
         files = {} if out is None else await _files(client, stored)
+    if stored.source == "archive":
+        tell(f"{stored.ref.stream}:{stored.ref.sequence} comes from the archive: its stream no longer keeps it")
     if out is not None:
         save(files, out, force=force)
         show_saved(stored, out, as_json=as_json)
@@ -78,13 +80,13 @@ async def fetch(message: str, *, out: Path | None, force: bool, as_json: bool, d
 
 
 async def named_deliverable(
-    client: NatsClient, service: DeliverableService, message: str, known: Sequence[StreamSpec]
+    service: DeliverableService, message: str, known: Sequence[StreamSpec]
 ) -> StoredDeliverable:
     """The last deliverable under a subject, or the one that `STREAM:SEQ` names; raises as `fetch` does."""
     named = split_message(message)
     if named is None:
         return await service.fetch_by_subject(message)
-    return await _by_sequence(client, service, *named, known=[spec.name for spec in known])
+    return await _by_sequence(service, *named, known=[spec.name for spec in known])
 
 
 async def _files(client: NatsClient, stored: StoredDeliverable) -> dict[str, bytes]:
@@ -92,22 +94,12 @@ async def _files(client: NatsClient, stored: StoredDeliverable) -> dict[str, byt
 
 
 async def _by_sequence(
-    client: NatsClient, service: DeliverableService, stream: str, sequence: int, *, known: Sequence[str]
+    service: DeliverableService, stream: str, sequence: int, *, known: Sequence[str]
 ) -> StoredDeliverable:
     if stream not in known:
         raise DeliverableNotFoundError(f"{stream!r} is no stream of deliverables", hint=f"one of {', '.join(known)}")
     try:
-        message = await client.fetch_by_sequence(stream, sequence)
-    except DeliverableNotFoundError:
-        return await _say_why_gone(service, stream, sequence)
-    digest = message.headers.get(HEADER_SHA256) or hashlib.sha256(message.data).hexdigest()
-    return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256=digest, bytes=len(message.data)))
-
-
-async def _say_why_gone(service: DeliverableService, stream: str, sequence: int) -> StoredDeliverable:
-    """Retention, deletion or a number that was never given; the service tells which."""
-    try:
-        return await service.fetch(DeliverableRef(stream=stream, sequence=sequence, sha256="0" * 64, bytes=0))
+        return await service.fetch_by_sequence(stream, sequence)
     except DeliverableLostError as error:
         # A ticket would prove that the message was there; a number that somebody typed does not.
         raise DeliverableNotFoundError(
@@ -124,14 +116,18 @@ async def streams(*, check: bool, as_json: bool, data_dir: Path) -> None:
     """
     settings = load_settings(data_dir)
     config = load_config(settings.config_file)
-    known = [*config.streams, *bucket_streams(config.agents), *LOGS]
+    known = [*config.streams, *bucket_streams(config.agents), *LOGS, *TOOL_STREAMS]
     async with open_nats(settings) as client:
         statuses = await stream_statuses(client, known)
+        lags = await archive_lags(client, {spec.name for spec in config.streams} & {status.name for status in statuses})
+    unarchived = {lag.stream: lag.unarchived for lag in lags}
+    statuses = [status.model_copy(update={"unarchived": unarchived.get(status.name)}) for status in statuses]
     missing = [spec.name for spec in known if spec.name not in {status.name for status in statuses}]
     if as_json:
         emit_json(statuses)
     else:
-        emit(columns(("stream", "messages", "bytes", "first", "last", "consumers", "drift"), _stream_rows(statuses)))
+        header = ("stream", "messages", "bytes", "first", "last", "consumers", "unarchived", "drift")
+        emit(columns(header, _stream_rows(statuses)))
     for name in missing:
         tell(f"{name} does not exist")
     drifted = [status.name for status in statuses if status.drift] + missing
@@ -148,6 +144,7 @@ def _stream_rows(statuses: Sequence[StreamStatus]) -> list[list[str]]:
             str(status.first_seq),
             str(status.last_seq),
             str(status.consumer_count),
+            "" if status.unarchived is None else f"{status.unarchived:,}",
             "; ".join(status.drift) or "none",
         ]
         for status in statuses

@@ -28,6 +28,8 @@ def fetch(
 
     A subject means the last message under it, of whatever run; STREAM:SEQ is one message for ever.
 
+    What retention has dropped comes from the archive; stderr, or `from` with --json, says so.
+
     Example: coatcheck fetch agog.deliverables.roy.backend.customer-search
 
     Example: coatcheck fetch agog_features_backend:1 --json
@@ -89,7 +91,7 @@ def streams(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Show the streams' and buckets' state and whether their settings are as declared.
+    """Show the streams' and buckets' state, what is not archived yet, and whether their settings are as declared.
 
     Example: coatcheck streams --check
     """

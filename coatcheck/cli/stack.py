@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coatcheck.localstack.config import StackConfig
     from coatcheck.localstack.status import MemberStatus, StackStatus
     from coatcheck.settings import Settings
+    from schemas.mcp import ServerHealth
 
 app = typer.Typer()
 
@@ -86,6 +87,9 @@ def up(
         if phoenix and status.phoenix is None:
             tell("warning: it was started without Phoenix")
             tell("hint: `coatcheck down` and `coatcheck up --phoenix` start it with the stack")
+        if metrics and not any(worker.metrics_url for worker in status.workers):
+            tell("warning: it was started without metrics")
+            tell("hint: `coatcheck down` and `coatcheck up --metrics` offer them")
         return
     if phoenix:
         interpreter()  # before anything is started
@@ -120,16 +124,25 @@ def down(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command()
 def status(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Show what runs and where. Exits with 3 when the stack is not running."""
+    """Show what runs and where, how the MCP servers are and how far the archive is. Exits with 3 when nothing runs."""
+    from coatcheck.cli import archiving  # noqa: PLC0415
     from coatcheck.localstack.status import StackState, load_status  # noqa: PLC0415
 
     found = load_status(data_dir)
-    sys.stdout.write(found.model_dump_json(indent=2) + "\n" if as_json else _table(found))
+    is_running = found.state == StackState.RUNNING
+    tools = _tools(data_dir) if is_running and found.config_file else []
+    unarchived = archiving.unarchived(data_dir) if is_running and found.nats else None
+    if as_json:
+        from coatcheck.cli.output import emit_json  # noqa: PLC0415
+
+        emit_json(found.model_dump(mode="json") | {"unarchived": unarchived} | ({"tools": tools} if tools else {}))
+    else:
+        sys.stdout.write(_table(found, unarchived) + "".join(f"{_health(server)}\n" for server in tools))
     if found.state != StackState.RUNNING:
         raise typer.Exit(EXIT_DEPENDENCY_DOWN)
 
 
-def _table(found: "StackStatus") -> str:
+def _table(found: "StackStatus", unarchived: int | None) -> str:
     lines = [f"stack     {found.state}  {found.data_dir}"]
     if found.config_file:
         lines.append(f"config    {found.config_file}")
@@ -141,11 +154,23 @@ def _table(found: "StackStatus") -> str:
         lines.append(f"nats      {found.nats.url}  {found.nats.monitor_url or ''}".rstrip())
     if found.postgres:
         lines.append(f"postgres  {found.postgres.dsn.rpartition('@')[2]}")
+    if unarchived is not None:
+        lines.append(f"archive   {unarchived:,} deliverables are not in it yet")
     lines += [f"metrics   {worker.metrics_url}  {worker.name}" for worker in found.workers if worker.metrics_url]
     if found.phoenix:
         lines.append(f"phoenix   {found.phoenix.url}")
     lines += ["", *(_row(member) for member in (*found.servers, *found.workers))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tools(data_dir: Path) -> "list[ServerHealth]":
+    from coatcheck.cli import toolbench  # noqa: PLC0415
+
+    return toolbench.glance(data_dir)
+
+
+def _health(server: "ServerHealth") -> str:
+    return f"{f'mcp {server.server}':<9} {server.state:<11} {server.reason}".rstrip()
 
 
 def _row(member: "MemberStatus") -> str:

@@ -9,17 +9,13 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from coatcheck.bench.forking import FORK_PREFIX, fork_request, read_request
 from coatcheck.cli.output import emit, emit_json, one_line
 from coatcheck.cli.request import STDIN, budget_from, build_request, parse_request, read_text
 from coatcheck.cli.runs import FoundRun, find
 from coatcheck.cli.session import load_settings, open_nats, open_temporal, temporal_errors
 from coatcheck.cli.voice import MisuseError, tell
-from coatcheck.cli.watching import watch_found
 from coatcheck.config import load_config, nearest
 from coatcheck.errors import CoatcheckError
-from coatcheck.messaging.deliverables import DeliverableService
-from coatcheck.messaging.events import EventLog
 from schemas.budget import Budget
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, Pipeline
 from schemas.task_queues import CORE, TASK_TIMEOUT
@@ -113,6 +109,8 @@ async def run_feature(
         tell(f"hint: `coatcheck watch {found.workflow_id}` shows how far it is")
         return
     tell(f"started {found.workflow_id}, run id {found.run_id}")
+    from coatcheck.cli.watching import watch_found  # noqa: PLC0415  imports rich
+
     await watch_found(client, found, settings, as_json=as_json)
 
 
@@ -126,6 +124,10 @@ async def fork_run(
         DeliverableError: retention has dropped what the stage needs.
         CoatcheckError: as `run_feature`.
     """
+    from coatcheck.bench.forking import FORK_PREFIX, fork_request, read_request  # noqa: PLC0415  imports every event
+    from coatcheck.messaging.deliverables import DeliverableService  # noqa: PLC0415
+    from coatcheck.messaging.events import EventLog  # noqa: PLC0415
+
     settings = load_settings(data_dir)
     client = await open_temporal(settings)
     found = await find(client, name)

@@ -42,7 +42,7 @@ async def show_progress(run: str, *, as_json: bool, data_dir: Path) -> None:
         RunNotFoundError: there is no such run.
         DependencyDownError: neither Temporal nor PostgreSQL answers.
     """
-    seen = await _look(run, load_settings(data_dir))
+    seen = await look(run, load_settings(data_dir))
     if seen.source != WORKFLOW:
         tell(f"note: {seen.source}")
     if seen.progress is None:
@@ -58,7 +58,8 @@ async def show_progress(run: str, *, as_json: bool, data_dir: Path) -> None:
         tell(line)
 
 
-async def _look(run: str, settings: Settings) -> Seen:
+async def look(run: str, settings: Settings) -> Seen:
+    """Where the run is, from itself or else from the rows; raises as `show_progress` does."""
     try:
         client = await open_temporal(settings)
         found = await find(client, run)
@@ -80,7 +81,26 @@ async def decide(
     comment: str,
     data_dir: Path,
 ) -> None:
+    """Answer a waiting run and say what comes of it; raises as `decision` does."""
+    said = await decision(run, stage, action, sha256=sha256, latest=latest, by=by, comment=comment, data_dir=data_dir)
+    tell(said)
+
+
+async def decision(
+    run: str,
+    stage: str,
+    action: DecisionAction,
+    *,
+    sha256: str | None,
+    latest: bool,
+    by: str | None,
+    comment: str,
+    data_dir: Path,
+) -> str:
     """Answer a waiting run; the decision is bound to the sha256 of what was reviewed.
+
+    Returns:
+        What the run says to it.
 
     Raises:
         MisuseError: neither or both of `sha256` and `latest`, or a prefix that is too short.
@@ -102,8 +122,8 @@ async def decide(
             f"round {waiting.round} of {stage} is {waiting.sha256[:12]}…, not {sha256[:12]}…",
             hint="an earlier round was reviewed: look at what waits now",
         )
-    decision = Decision(stage=stage, action=action, sha256=waiting.sha256, by=by or my_name(), comment=comment)
-    tell(await update(client, found, "decide", decision))
+    decided = Decision(stage=stage, action=action, sha256=waiting.sha256, by=by or my_name(), comment=comment)
+    return await update(client, found, "decide", decided)
 
 
 def my_name() -> str:

@@ -67,7 +67,7 @@ def show_saved(stored: StoredDeliverable, folder: Path, *, as_json: bool) -> Non
     artifacts = stored.deliverable.artifacts
     if as_json:
         written = [{**artifact.model_dump(), "file": str(folder / artifact.path)} for artifact in artifacts]
-        emit_json({"ref": stored.ref, "written": written})
+        emit_json({"ref": stored.ref, "from": stored.source, "written": written})
     elif artifacts:
         emit(_table([(str(folder / artifact.path), artifact) for artifact in artifacts]))
     origin = f"{stored.ref.stream}:{stored.ref.sequence}"

@@ -5,7 +5,7 @@ stage takes its task type and kind from the role, names are the tables' keys, an
 """
 
 from coatcheck.config.document_schema import document_schema
-from coatcheck.config.loading import CONFIG_FILE, load_config
+from coatcheck.config.loading import load_config
 from coatcheck.config.mistakes import nearest
 
-__all__ = ["CONFIG_FILE", "document_schema", "load_config", "nearest"]
+__all__ = ["document_schema", "load_config", "nearest"]

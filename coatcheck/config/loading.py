@@ -19,13 +19,11 @@ from coatcheck.config.places import Key, Places
 from coatcheck.config.prompts import UnreadableError, read_prompt, read_text
 from coatcheck.errors import ConfigError
 from coatcheck.messaging.accounts import check_agent_name
-from schemas.config import DEFAULT_CONFIG, Config, disagreements, misjudged
+from schemas.config import DEFAULT_CONFIG, Config, disagreements, misjudged, unknown_callers
 from schemas.pipeline import Pipeline, Stage, StageKind, graph_faults
 from schemas.roles import DEFAULT_ROLES, Role
 from schemas.subjects import check_slug
 
-CONFIG_FILE: Final = "coatcheck.toml"
-"""Taken from the current folder when no other file is named."""
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 """A thousand roles have 200 KB."""
 NOT_IN_ROLES: Final = frozenset({"agent", "instructions"})
@@ -100,7 +98,8 @@ class _Reading:
         checked = self._checked(Config, (), rest)
         if checked is None or self.mistakes:
             return None
-        self.mistakes += [Mistake(item.key, item.message) for item in misjudged(checked.criteria, checked.judges)]
+        wrong = [*misjudged(checked.criteria, checked.judges), *unknown_callers(checked.mcp, roles)]
+        self.mistakes += [Mistake(item.key, item.message) for item in wrong]
         if self.mistakes:
             return None
         return Config.model_validate({**vars(checked), "roles": roles, "pipelines": pipelines})

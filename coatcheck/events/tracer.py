@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 BATCH: Final = 200
 """Events at once: about three runs' worth."""
-LINGER_SECONDS: Final = 2.0
-"""Nobody waits for a trace, and each batch is a request and a query."""
+LINGER_SECONDS: Final = 5.0
+"""Nobody waits for a trace, and each batch is a request and a query: 3.5 ms of CPU."""
 REMEMBERED_RUNS: Final = 1000
 """At most; what is forgotten is read again when it is needed. About 10 KB each."""
 FIRST_PAUSE_SECONDS: Final = 1.0

@@ -1,64 +1,73 @@
-"""`BackboneWatch`: looks at the streams, the projector and the dead letters again and again, for whoever measures."""
+"""What is looked at again and again, for whoever measures: the streams, the projector, the dead letters, the ledger."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.events.monitoring import backbone_status
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import stream_statuses
-from coatcheck.telemetry.instruments import BackboneInstruments
+from coatcheck.storage import ledger
+from coatcheck.storage.database import Pool
+from coatcheck.telemetry.instruments import BackboneInstruments, LedgerInstruments
 from schemas.streams import StreamSpec
 
-LOOK_SECONDS: Final = 10.0
+BACKBONE_SECONDS: Final = 10.0
 """Twenty questions of 0.3 ms each; Prometheus asks every 15 s."""
+LEDGER_SECONDS: Final = 60.0
+"""The whole ledger is added up."""
 
 _log = logging.getLogger(__name__)
 
 
-class BackboneWatch:
-    """Looks as any identity that may: `core` or `observer`.
+@contextlib.asynccontextmanager
+async def watching(look: Callable[[], Awaitable[None]], *, every_seconds: float) -> AsyncIterator[None]:
+    """Look at once and again and again until the block ends."""
+    task = asyncio.create_task(_again(look, every_seconds), name="watch")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def look_at_backbone(client: NatsClient, specs: Sequence[StreamSpec], instruments: BackboneInstruments) -> None:
+    """Tell how the streams are; of a NATS that is away, that it is.
 
     Args:
-        client: Of that identity.
+        client: An identity that may look: `core` or `observer`.
         specs: The streams.
         instruments: Are told.
     """
+    try:
+        status = await backbone_status(client)
+        streams = await stream_statuses(client, specs)
+    except CoatcheckError as error:
+        _log.warning("the backbone cannot be looked at: %s", error)
+        instruments.away()
+        return
+    declared = {spec.name: spec for spec in specs}
+    instruments.looked(
+        lag=status.lag,
+        dead_letters=status.dead_letters,
+        streams=[(declared[stream.name], stream) for stream in streams],
+    )
 
-    def __init__(self, client: NatsClient, specs: Sequence[StreamSpec], instruments: BackboneInstruments) -> None:
-        self._client = client
-        self._specs = {spec.name: spec for spec in specs}
-        self._instruments = instruments
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Look until the block ends."""
-        task = asyncio.create_task(self._run(), name="backbone-watch")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+async def look_at_ledger(pool: Pool, instruments: LedgerInstruments) -> None:
+    """Tell how many accounts are not what their entries say; nothing while PostgreSQL is away."""
+    try:
+        found = await ledger.check(pool)
+    except CoatcheckError as error:
+        _log.warning("the ledger cannot be looked at: %s", error)
+        return
+    instruments.looked(len(found.drifted) + (found.total != 0))
 
-    async def look(self) -> None:
-        """One look; a NATS that is away is told, too."""
-        try:
-            status = await backbone_status(self._client)
-            streams = await stream_statuses(self._client, self._specs.values())
-        except CoatcheckError as error:
-            _log.warning("the backbone cannot be looked at: %s", error)
-            self._instruments.away()
-            return
-        self._instruments.looked(
-            lag=status.lag,
-            dead_letters=status.dead_letters,
-            streams=[(self._specs[stream.name], stream) for stream in streams],
-        )
 
-    async def _run(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+async def _again(look: Callable[[], Awaitable[None]], seconds: float) -> None:
+    while True:
+        await look()
+        await asyncio.sleep(seconds)

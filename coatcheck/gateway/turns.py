@@ -257,6 +257,7 @@ class TurnDesk:
             case Finished():
                 return TurnFinished(notice=Notice.model_validate(outcome.notice))
             case OverBudget():
+                self._measures.over_budget()
                 return over_budget(outcome.refusal)
             case _:
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)

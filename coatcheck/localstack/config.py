@@ -1,4 +1,7 @@
-"""What a stack is made of."""
+"""What a stack is made of, and how its supervisor and the parent process of that speak.
+
+Apart from the supervisor: who only looks at a stack does not load what runs one.
+"""
 
 from pathlib import Path
 from typing import Final, Literal
@@ -12,6 +15,8 @@ ServerName = Literal["temporal", "nats", "postgres", "phoenix"]
 SERVERS: Final[tuple[ServerName, ...]] = ("temporal", "nats", "postgres")
 """What every stack has, in the order in which they start; they stop in reverse."""
 ALL_SERVERS: Final[tuple[ServerName, ...]] = (*SERVERS, "phoenix")
+EXIT_FAILED: Final = 1
+EXIT_DEPENDENCY_DOWN: Final = 3
 
 
 class External(BaseModel):
@@ -71,3 +76,10 @@ class StackConfig(BaseModel):
     def managed(self, server: ServerName) -> bool:
         """Whether the stack runs `server` itself."""
         return server in self.servers and not self.external.has(server)
+
+
+class Command(BaseModel):
+    """What a parent process asks of one member; one JSON line each."""
+
+    action: Literal["start", "stop"]
+    member: str

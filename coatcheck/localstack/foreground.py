@@ -4,23 +4,11 @@ import asyncio
 import signal
 import sys
 from datetime import UTC, datetime
-from typing import IO, Literal
-
-from pydantic import BaseModel
+from typing import IO
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
-from coatcheck.localstack.config import StackConfig
+from coatcheck.localstack.config import EXIT_DEPENDENCY_DOWN, EXIT_FAILED, Command, StackConfig
 from coatcheck.localstack.supervisor import Supervisor
-
-EXIT_FAILED = 1
-EXIT_DEPENDENCY_DOWN = 3
-
-
-class Command(BaseModel):
-    """What a parent process asks of one member; one JSON line each."""
-
-    action: Literal["start", "stop"]
-    member: str
 
 
 async def supervise(config: StackConfig, *, commands: IO[str] | None = None) -> int:

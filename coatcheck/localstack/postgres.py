@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,6 @@ from coatcheck.localstack.status import PostgresStatus
 PORTS: Final = ("postgres",)
 SUPERUSER: Final = "postgres"
 OWNER: Final = "coatcheck"
-GATEWAY_GROUP: Final = "coatcheck_gateway"
 GATEWAY_LOGIN: Final = "coatcheck_gateway_login"
 DATABASE: Final = "coatcheck"
 
@@ -82,30 +82,18 @@ def ensure_database(data_dir: Path, port: int, env: Mapping[str, str]) -> None:
     folder = data_dir / "postgres"
     command = [str(postgres_program("psql")), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
     command += ["-h", LOOPBACK, "-p", str(port), "-U", SUPERUSER, "-d", "postgres"]
-    script = _SQL.format(
-        owner_password=password(folder / f"{OWNER}.password"),
-        gateway_password=password(folder / f"{GATEWAY_LOGIN}.password"),
-    )
+    # On standard input, not as arguments, which everybody on the machine can read; they are hexadecimal digits.
+    passwords = {"coatcheck_password": OWNER, "gateway_password": GATEWAY_LOGIN}
+    variables = [f"\\set {name} {password(folder / f'{role}.password')}" for name, role in passwords.items()]
+    script = "\n".join([*variables, _roles_sql()])
     secret = password(folder / f"{SUPERUSER}.password")
     _run(command, env={**env, "PGPASSWORD": secret}, script=script)
 
 
-_SQL: Final = f"""
-SET client_min_messages = warning;
-SELECT 'CREATE ROLE {OWNER} LOGIN'
-  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{OWNER}') \\gexec
-SELECT 'CREATE ROLE {GATEWAY_GROUP} NOLOGIN'
-  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{GATEWAY_GROUP}') \\gexec
-SELECT 'CREATE ROLE {GATEWAY_LOGIN} LOGIN IN ROLE {GATEWAY_GROUP}'
-  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{GATEWAY_LOGIN}') \\gexec
-ALTER ROLE {OWNER} PASSWORD '{{owner_password}}';
-ALTER ROLE {GATEWAY_LOGIN} PASSWORD '{{gateway_password}}';
-SELECT 'CREATE DATABASE {DATABASE} OWNER {OWNER}'
-  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
-REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC;
-GRANT CONNECT ON DATABASE {DATABASE} TO {GATEWAY_GROUP};
-"""  # noqa: S608  our own names
-"""The passwords are hexadecimal digits, so they need no quoting; they go in on standard input, not as arguments."""
+def _roles_sql() -> str:
+    """The wheel installs `deploy/` beside the package, as it lies in a checkout."""
+    folder = Path(str(files("coatcheck"))).parent / "deploy" / "postgres"
+    return (folder / "include" / "roles.sql").read_text(encoding="utf-8")
 
 
 def _ensure_cluster(cluster: Path, env: dict[str, str]) -> None:

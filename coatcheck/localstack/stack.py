@@ -18,9 +18,8 @@ from typing import Final, Self
 import psutil
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
-from coatcheck.localstack.config import SERVERS, External, ServerName, StackConfig
+from coatcheck.localstack.config import EXIT_DEPENDENCY_DOWN, SERVERS, Command, External, ServerName, StackConfig
 from coatcheck.localstack.files import append_private, private_dir, write_private
-from coatcheck.localstack.foreground import EXIT_DEPENDENCY_DOWN, Command
 from coatcheck.localstack.leftovers import end_leftovers
 from coatcheck.localstack.lock import stack_lock
 from coatcheck.localstack.status import (

@@ -7,19 +7,23 @@ nor a provider's key, unless a command agent's role names it.
 import os
 import sys
 from collections.abc import Collection, Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.config import Config
+if TYPE_CHECKING:
+    from schemas.config import Config
 
-Access = Literal["database", "gateway_database", "providers", "commands"]
+
+Access = Literal["database", "gateway_database", "providers", "commands", "object_storage"]
 
 _VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
     "database": ("DATABASE_URL", "PHOENIX_API_KEY"),  # the core worker sends scores
     "gateway_database": ("GATEWAY_DATABASE_URL",),
 }
 _PROVIDER_PREFIXES: Final = ("OPENAI_", "ANTHROPIC_")
+_STORAGE_PREFIXES: Final = ("AWS_", "GOOGLE_", "AZURE_")
+"""Of the credentials of object storage, where the archive may be."""
 
 
 class WorkerSpec(BaseModel):
@@ -44,16 +48,17 @@ def _default(name: str, *access: Access) -> WorkerSpec:
 
 
 DEFAULT_WORKERS: Final = (
-    _default("core", "database"),
+    _default("core", "database", "object_storage"),
     _default("gateway", "gateway_database", "providers"),
     _default("agents", "commands"),
 )
 PROJECTOR_WORKER: Final = _default("projector", "database")
-"""The core worker has one; apart from it for those who want that."""
+ARCHIVER_WORKER: Final = _default("archiver", "database", "object_storage")
+"""The core worker has both; apart from it for those who want that."""
 
 
 def worker_environment(
-    spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str], team: Config
+    spec: WorkerSpec, connections: Mapping[str, str], extra: Mapping[str, str], team: "Config"
 ) -> dict[str, str]:
     """The whole environment of a worker: ours, minus the secrets it has no access to, plus where the servers are.
 
@@ -61,14 +66,26 @@ def worker_environment(
     """
     inherited = {**os.environ, **extra, **connections}
     named = {name for role in team.roles.values() if role.kind == "command" for name in role.env}
-    return {name: value for name, value in inherited.items() if _visible(name, spec.access, named)} | spec.env
+    secrets = {name for server in team.mcp.values() for name in server.variables}
+    visible = {name for name in inherited if _visible(name, spec.access, named=named, secrets=secrets)}
+    return {name: inherited[name] for name in visible} | spec.env
 
 
-def _visible(name: str, access: tuple[Access, ...], named: Collection[str]) -> bool:
+def _visible(name: str, access: tuple[Access, ...], *, named: Collection[str], secrets: Collection[str]) -> bool:
+    """Whether a worker may see a variable.
+
+    Args:
+        name: Of the variable.
+        access: What the worker may know.
+        named: Variables that command agents' roles name.
+        secrets: Variables that MCP servers are given, which the gateway starts.
+    """
     if name in named and "commands" in access and not any(name in names for names in _VARIABLES.values()):
         return True
     if any(name in names for names in _VARIABLES.values()):
         return any(name in names and right in access for right, names in _VARIABLES.items())
-    if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES):
+    if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES) or name in secrets:
         return "providers" in access
+    if name.startswith(_STORAGE_PREFIXES):
+        return "object_storage" in access
     return True

@@ -26,6 +26,9 @@ from schemas.streams import (
     AGENT_STATE,
     AUDIT_LOG,
     DEAD_LETTERS,
+    MCP_REQUESTS,
+    MCP_RESULTS,
+    TOOL_STREAMS,
     StreamSpec,
     artifact_wildcard,
     bucket_streams,
@@ -48,18 +51,33 @@ OWN_JS_PREFIX: Final = "$JS.API"
 HUB_JS_PREFIX: Final = "JS.hub.API"
 
 EVENTS: Final = "events"
+TOOLS: Final = "tools"
+ARCHIVE: Final = "archive"
 LEDGER: Final = "ledger.*"
 """A service of several verbs: `agog.svc.ledger.<verb>.<agent>`."""
-SERVICES: Final[Mapping[str, str]] = {"llm": GATEWAY_ACCOUNT, "claims": GATEWAY_ACCOUNT, EVENTS: HUB, LEDGER: HUB}
+SERVICES: Final[Mapping[str, str]] = {
+    "llm": GATEWAY_ACCOUNT,
+    "claims": GATEWAY_ACCOUNT,
+    TOOLS: GATEWAY_ACCOUNT,
+    EVENTS: HUB,
+    LEDGER: HUB,
+    ARCHIVE: HUB,
+}
 """Request-reply services that an agent may call, as `agog.svc.<service>.<agent>`, and the account that serves each.
 
-The judge may call `events` alone.
+The judge may call `events` too, whoever may read the streams `archive`; an operator with the key of `core`, `tools`.
 """
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
 
 _GATEWAY_WRITES: Final = kv_subject(AGENT_STATE, "model.>")
 """Circuit breakers and rate limits of models, shared by every gateway."""
+_DEAD_CALLS: Final = f"{PREFIX}.dead.mcp.*"
+_GATEWAY_PUBLISHES: Final = (_GATEWAY_WRITES, *MCP_REQUESTS.subjects, *MCP_RESULTS.subjects, _DEAD_CALLS)
+_PULL: Final = f"CONSUMER.MSG.NEXT.{MCP_REQUESTS.name}.*"
+_ACK: Final = f"$JS.ACK.{MCP_REQUESTS.name}.>"
+_OUTCOMES: Final = MCP_RESULTS.republish_to or ""
+"""What the hub repeats to gateways, each of which waits for some of them."""
 _CHANGES: Final = kv_changes(AGENT_STATE)
 """What the hub repeats to those who follow the state; a stream export, so nothing can be sent back through it."""
 
@@ -67,6 +85,10 @@ PROJECTOR: Final = "events-projector"
 """The durable consumer that brings the audit log into PostgreSQL."""
 TRACER: Final = "events-tracer"
 """The durable consumer that makes the audit log's traces; it begins when there is somewhere to send them."""
+ARCHIVER: Final = "deliverables-archiver"
+"""The durable consumer, one of each stream of deliverables, that brings them into the archive."""
+ARCHIVE_READERS: Final = (GATEWAY, OBSERVER, JUDGE)
+"""Besides the agents: who may read the streams of deliverables and no folder of ours."""
 
 LOGS: Final = (AUDIT_LOG, DEAD_LETTERS)
 """What happened, which core writes and agents do not even read."""
@@ -81,8 +103,15 @@ _ACCOUNTS: Final[Mapping[str, str]] = {
     JUDGE: "JUDGE",
 }
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
-_READ_ALL: Final = ("STREAM.LIST", "STREAM.NAMES", "INFO", f"CONSUMER.INFO.{AUDIT_LOG.name}.{PROJECTOR}")
-"""What the observer may ask besides: the list of streams, the account's totals, and how far the projector is."""
+_READ_ALL: Final = (
+    "STREAM.LIST",
+    "STREAM.NAMES",
+    "INFO",
+    f"CONSUMER.INFO.{AUDIT_LOG.name}.{PROJECTOR}",
+    *(f"STREAM.INFO.{spec.name}" for spec in TOOL_STREAMS),
+)
+"""What the observer may ask besides: the list of streams, the account's totals, how far the projector is, and how full
+the streams of tool calls are, whose messages are nobody's but the gateways'."""
 
 
 class NatsUser(BaseModel):
@@ -190,23 +219,37 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", auditors) for verb in _stream_verbs(LOGS)]
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _READ_ALL]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", [users[OBSERVER].account]) for verb in _archiver_verbs(streams)]
     exports.append(_export_stream(_LIVE, auditors))
     exports += [_export(subject, [agent.account]) for agent in agents for subject in _writes(agent.name)]
-    exports.append(_export(_GATEWAY_WRITES, [users[GATEWAY].account]))
+    gateway = [users[GATEWAY].account]
+    exports += [_export(subject, gateway) for subject in (*_GATEWAY_PUBLISHES, _ACK)]
+    exports += [_export(f"{OWN_JS_PREFIX}.{verb}", gateway) for verb in _stream_verbs([MCP_RESULTS])]
+    exports.append(_export(f"{OWN_JS_PREFIX}.{_PULL}", gateway, streamed=True))
+    exports.append(_export_stream(_OUTCOMES, gateway))
     exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
     exports += _served_by(HUB, agents)
     exports.append(_export(_service(EVENTS, JUDGE), [users[JUDGE].account], REPLY_THRESHOLD))
-    discovery = _import("$SRV.>", account=GATEWAY_ACCOUNT)
-    return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=[discovery], jetstream=True)
+    exports += [_export(_service(ARCHIVE, name), [users[name].account], REPLY_THRESHOLD) for name in ARCHIVE_READERS]
+    # Discovery, and the tools as an operator may try them.
+    imports = [_import(subject, account=GATEWAY_ACCOUNT) for subject in ("$SRV.>", _service(TOOLS, CORE))]
+    return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=imports, jetstream=True)
 
 
 def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
     """Not in the hub: there a gateway that was taken over could forge deliverables through reply subjects."""
-    discovery = f'{{ service: "$SRV.>", accounts: ["{HUB}"], response_type: stream }}'
+    for_hub = [_export("$SRV.>", [HUB], streamed=True), _export(_service(TOOLS, CORE), [HUB], REPLY_THRESHOLD)]
+    verbs = _stream_verbs([*streams, MCP_RESULTS])
     permissions = _permissions(
-        publish=[_GATEWAY_WRITES, *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams))],
+        publish=[
+            *_GATEWAY_PUBLISHES,
+            _ACK,
+            _service(ARCHIVE, GATEWAY),
+            *(f"{HUB_JS_PREFIX}.{verb}" for verb in (*verbs, _PULL)),
+        ],
         subscribe=[
             _CHANGES,
+            _OUTCOMES,
             *(_service(name, "*") for name, account in SERVICES.items() if account == user.account),
             "$SRV.>",
             f"{user.inbox_prefix}.>",
@@ -217,11 +260,13 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
     return _account(
         user.account,
         [_credentials(user, permissions)],
-        exports=[*_served_by(user.account, agents), discovery],
+        exports=[*_served_by(user.account, agents), *for_hub],
         imports=[
-            _import(_GATEWAY_WRITES),
+            *(_import(subject) for subject in (*_GATEWAY_PUBLISHES, _ACK)),
+            _import(_service(ARCHIVE, GATEWAY)),
             _import_stream(_CHANGES),
-            *(_import_js(verb) for verb in _stream_verbs(streams)),
+            _import_stream(_OUTCOMES),
+            *(_import_js(verb) for verb in (*verbs, _PULL)),
         ],
     )
 
@@ -247,20 +292,27 @@ def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
 
 
 def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL]
+    verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL, *_archiver_verbs(streams)]
+    archive = _service(ARCHIVE, OBSERVER)
     permissions = _permissions(
-        publish=[f"{HUB_JS_PREFIX}.{verb}" for verb in verbs], subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"]
+        publish=[archive, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
+        subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [_import(archive), _import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
 def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
-    verbs, report = _stream_verbs([*streams, *LOGS]), _service(EVENTS, JUDGE)
+    verbs, services = _stream_verbs([*streams, *LOGS]), [_service(EVENTS, JUDGE), _service(ARCHIVE, JUDGE)]
     permissions = _permissions(
-        publish=[report, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)], subscribe=[_LIVE, f"{user.inbox_prefix}.>"]
+        publish=[*services, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
+        subscribe=[_LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import(report), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [
+        *(_import(service) for service in services),
+        _import_stream(_LIVE),
+        *(_import_js(verb) for verb in verbs),
+    ]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
@@ -276,6 +328,11 @@ def _stream_verbs(streams: Sequence[StreamSpec]) -> list[str]:
     return [f"{verb}.{stream.name}" for stream in streams for verb in _READ_STREAM]
 
 
+def _archiver_verbs(streams: Sequence[StreamSpec]) -> list[str]:
+    """How far the archiver is; the buckets among the streams have none, and then the answer says so."""
+    return [f"CONSUMER.INFO.{stream.name}.{ARCHIVER}" for stream in streams]
+
+
 def _account(
     name: str, users: list[str], *, exports: Sequence[str] = (), imports: Sequence[str] = (), jetstream: bool = False
 ) -> str:
@@ -288,8 +345,8 @@ def _account(
     return "\n".join([*lines, "  }"])
 
 
-def _export(subject: str, accounts: list[str], threshold: str | None = None) -> str:
-    limit = f', threshold: "{threshold}"' if threshold else ""
+def _export(subject: str, accounts: list[str], threshold: str | None = None, *, streamed: bool = False) -> str:
+    limit = f', threshold: "{threshold}"' if threshold else ", response_type: stream" if streamed else ""
     return f"{{ service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{limit} }}"
 
 

@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
@@ -32,6 +32,7 @@ from coatcheck.errors import (
     MessagingRefusedError,
 )
 from coatcheck.failpoints import failpoint
+from coatcheck.messaging.archive import ArchiveClient
 from coatcheck.messaging.client import STREAM_FULL, NatsClient, StoredMessage
 from coatcheck.messaging.keyvalue import publish_at
 from schemas.deliverable import MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, Artifact, check_artifact_path
@@ -86,11 +87,19 @@ class ArtifactStore:
     Args:
         client: An agent's connection to put into its own bucket; any identity's to get.
         now: The time, for the age of what is stored.
+        archived: Whether to ask the archive for what the bucket does not keep any more.
     """
 
-    def __init__(self, client: NatsClient, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        client: NatsClient,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        archived: bool = True,
+    ) -> None:
         self._client = client
         self._now = now
+        self._archive = ArchiveClient(client) if archived else None
 
     async def put(self, agent: str, files: Mapping[str, bytes]) -> list[Artifact]:
         """Store the files of one deliverable and list them, in order of their paths.
@@ -122,11 +131,11 @@ class ArtifactStore:
         return artifacts
 
     async def get(self, agent: str, artifact: Artifact) -> bytes:
-        """Read one file.
+        """Read one file, from the archive when the bucket does not keep it any more.
 
         Raises:
             DeliverableCorruptError: what is stored has not the size or sha256 that the deliverable gives.
-            DeliverableExpiredError: the bucket does not keep it any more.
+            DeliverableExpiredError: the bucket does not keep it any more, nor does the archive.
             DeliverableNotFoundError: it was never stored.
             ArtifactInvalidError: it claims to be larger than all files of a deliverable may be.
             NotAuthorizedError: this identity may not read that bucket.
@@ -135,17 +144,15 @@ class ArtifactStore:
         """
         _check_agent(agent)
         _check_listing([(artifact.path, artifact.bytes)])
-        found = await self._last(agent, artifact.sha256)
-        if found is None:
-            raise await self._why_gone(agent, artifact)
-        where = _where(agent, artifact)
-        info = _parse(found)
-        if info is None or not _names(info, artifact.sha256, artifact.bytes):
-            raise DeliverableCorruptError(f"{where} is not what the deliverable names: other size, digest or form")
-        data = await self._chunks(agent, info, where)
-        if hashlib.sha256(data).hexdigest() != artifact.sha256:
-            raise DeliverableCorruptError(f"{where} has another sha256 than the deliverable gives")
-        return data
+        try:
+            return await self._from_bucket(agent, artifact)
+        except (DeliverableExpiredError, DeliverableCorruptError):
+            # Retention drops chunks before the message that names them, which looks like corruption.
+            if self._archive is None or not _has_dropped(await self._state(agent)):
+                raise
+            if (data := await self._archive.content(artifact.sha256, artifact.bytes)) is None:
+                raise
+            return data
 
     async def get_all(self, agent: str, artifacts: Sequence[Artifact]) -> dict[str, bytes]:
         """Read all files of a deliverable, path → content, in its order; raises as `get` does.
@@ -160,6 +167,19 @@ class ArtifactStore:
 
         await _each(read, {(artifact.sha256, artifact.bytes): artifact for artifact in artifacts}.values())
         return {artifact.path: contents[artifact.sha256, artifact.bytes] for artifact in artifacts}
+
+    async def _from_bucket(self, agent: str, artifact: Artifact) -> bytes:
+        found = await self._last(agent, artifact.sha256)
+        if found is None:
+            raise await self._why_gone(agent, artifact)
+        where = _where(agent, artifact)
+        info = _parse(found)
+        if info is None or not _names(info, artifact.sha256, artifact.bytes):
+            raise DeliverableCorruptError(f"{where} is not what the deliverable names: other size, digest or form")
+        data = await self._chunks(agent, info, where)
+        if hashlib.sha256(data).hexdigest() != artifact.sha256:
+            raise DeliverableCorruptError(f"{where} has another sha256 than the deliverable gives")
+        return data
 
     async def _store(self, agent: str, sha256: str, data: bytes) -> None:
         for _ in range(_UPLOAD_TRIES):
@@ -225,12 +245,20 @@ class ArtifactStore:
         return bytes(data)
 
     async def _why_gone(self, agent: str, artifact: Artifact) -> Exception:
-        """Nobody can delete, so a bucket that has dropped messages has dropped them for their age."""
-        state = (await self._client.api(f"STREAM.INFO.{artifact_stream(agent).name}"))["state"]
-        where = _where(agent, artifact)
-        if state["first_seq"] > 1:
+        state, where = await self._state(agent), _where(agent, artifact)
+        if _has_dropped(state):
             return DeliverableExpiredError(f"{where} is no longer kept: the bucket begins at {state['first_ts']}")
         return DeliverableNotFoundError(f"{where} has never been stored")
+
+    async def _state(self, agent: str) -> dict[str, Any]:
+        state: dict[str, Any] = (await self._client.api(f"STREAM.INFO.{artifact_stream(agent).name}"))["state"]
+        return state
+
+
+def _has_dropped(state: Mapping[str, Any]) -> bool:
+    """Nobody can delete, so a bucket that has dropped messages has dropped them for their age."""
+    first: int = state["first_seq"]
+    return first > 1
 
 
 def media_type(path: str) -> str:

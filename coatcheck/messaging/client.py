@@ -17,6 +17,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Self
 
 from nats.aio.msg import Msg
@@ -29,7 +30,7 @@ from coatcheck.errors import (
     MessagingUnavailableError,
     StreamMissingError,
 )
-from coatcheck.messaging.accounts import OWN_JS_PREFIX, NatsUser
+from coatcheck.messaging.accounts import CORE, OWN_JS_PREFIX, NatsUser
 from coatcheck.messaging.connection import Connection, MessageCallback
 from coatcheck.messaging.tracing import MessageTracing
 from schemas.deliverable import HEADER_MESSAGE_ID
@@ -99,6 +100,7 @@ class NatsClient:
     Args:
         url: Of the server, or several separated by commas.
         user: The identity; `None` for one unauthenticated account that all share.
+        ca_file: Of the authority that signed the servers' certificates; with it nothing is said without TLS.
         name: Shown in the server's list of connections.
         publish_patience_seconds: How long a publish is repeated before it is reported as indeterminate.
         tracing: What is told of messages, and in their headers; nothing when absent.
@@ -110,10 +112,12 @@ class NatsClient:
         *,
         name: str,
         user: NatsUser | None = None,
+        ca_file: Path | None = None,
         publish_patience_seconds: float = PUBLISH_PATIENCE_SECONDS,
         tracing: MessageTracing | None = None,
     ) -> None:
         self._url = url
+        self._ca_file = ca_file
         self._user = user
         self._name = name
         self._patience = publish_patience_seconds
@@ -146,6 +150,11 @@ class NatsClient:
             await asyncio.gather(self._rebuilding, return_exceptions=True)
         if self._connection is not None:
             await self._connection.close()
+
+    @property
+    def identity(self) -> str:
+        """Who this client is; without accounts, everybody is the core worker."""
+        return self._user.name if self._user else CORE
 
     async def publish(
         self,
@@ -327,6 +336,11 @@ class NatsClient:
         """
         return await self._live()
 
+    @property
+    def js_prefix(self) -> str:
+        """Where this identity finds the JetStream API."""
+        return self._js_prefix
+
     async def max_message_bytes(self) -> int:
         """The largest payload that this client sends: the server's `max_payload` minus the room for headers."""
         return (await self._live()).raw.max_payload - HEADER_ROOM_BYTES
@@ -367,6 +381,7 @@ class NatsClient:
         connection = await Connection.open(
             self._url,
             user=self._user,
+            ca_file=self._ca_file,
             name=self._name,
             timeout_seconds=CONNECT_TIMEOUT_SECONDS,
             on_closed=lambda: None if self._closed else self._on_closed(),

@@ -11,8 +11,10 @@ import contextlib
 import itertools
 import logging
 import re
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -21,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from coatcheck.errors import MessagingUnavailableError, NotAuthorizedError
+from coatcheck.errors import CoatcheckError, MessagingUnavailableError, NotAuthorizedError
 from coatcheck.messaging.accounts import NatsUser
 
 MessageCallback = Callable[[Msg], Awaitable[None]]
@@ -33,6 +35,8 @@ PENDING_BYTES: Final = 64 * 1024**2
 """Outgoing buffer; the default of 2 MiB refuses a deliverable while reconnecting."""
 FLUSH_TIMEOUT_SECONDS: Final = 5
 """Without one, a publish on a client that the server has closed hangs for ever."""
+CLOSE_TIMEOUT_SECONDS: Final = 2
+"""For the last bytes of a connection that is given up."""
 
 _NO_RESPONDERS: Final = "503"
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
@@ -56,23 +60,44 @@ class Connection:
 
     @classmethod
     async def open(
-        cls, url: str, *, user: NatsUser | None, name: str, timeout_seconds: float, on_closed: Callable[[], None]
+        cls,
+        url: str,
+        *,
+        user: NatsUser | None,
+        ca_file: Path | None = None,
+        name: str,
+        timeout_seconds: float,
+        on_closed: Callable[[], None],
     ) -> Self:
         """Connect once.
 
+        Args:
+            url: One, or several separated by commas, of which any will do.
+            user: `None` for the anonymous one.
+            ca_file: Who must have signed the server's certificate; without it the server decides about TLS.
+            name: Shown in the server's list of connections.
+            timeout_seconds: For all of it.
+            on_closed: Called when the server has closed the connection for good.
+
         Raises:
-            MessagingUnavailableError: nobody answers there within the time.
-            NotAuthorizedError: the server does not accept the identity.
+            MessagingUnavailableError: nobody answers there within the time, or not with TLS.
+            NotAuthorizedError: the server does not accept the identity, or is not the one that it should be.
+            CoatcheckError: the file cannot be read.
         """
         connection = cls(name, on_closed)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await connection._connect(url, user)
+                await connection._connect(url, {**_login(user), **_tls(ca_file)})
         except (OSError, nats.errors.Error) as error:  # a TimeoutError is an OSError
             reason = connection.raw.last_error or error
             await connection.close()
             if "authorization violation" in str(reason).lower():
                 raise NotAuthorizedError(f"NATS does not accept the identity {name!r}") from error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise NotAuthorizedError(
+                    f"the certificate of NATS at {_without_secrets(url)} is not trusted: {reason.verify_message}",
+                    hint="NATS_CA names the authority that signed it",
+                ) from error
             raise MessagingUnavailableError(
                 f"NATS at {_without_secrets(url)} does not answer: {reason}", hint="is nats-server running?"
             ) from error
@@ -82,10 +107,10 @@ class Connection:
         connection._opened = True
         return connection
 
-    async def _connect(self, url: str, user: NatsUser | None) -> None:
+    async def _connect(self, url: str, options: dict[str, Any]) -> None:
         # With reconnecting on from the start, nats-py would try a refused identity again for ever.
         await self.raw.connect(
-            url,
+            [part.strip() for part in url.split(",")],
             name=self._name,
             allow_reconnect=False,
             connect_timeout=2,
@@ -99,7 +124,7 @@ class Connection:
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
             closed_cb=self._on_raw_closed,
-            **_login(user),
+            **options,
         )
         self.raw.options["allow_reconnect"] = True
         self._up.set()
@@ -193,7 +218,9 @@ class Connection:
         self._opened = False
         self._fail_all("the NATS client was closed")
         with contextlib.suppress(OSError, nats.errors.Error):
-            await self.raw.close()
+            # After a TLS handshake that failed, nats-py waits for an end that asyncio never tells it.
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await self.raw.close()
 
     async def _send(
         self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None, deadline: float
@@ -288,6 +315,23 @@ def _login(user: NatsUser | None) -> dict[str, Any]:
     return login
 
 
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port}" if parts.hostname else "an unreadable URL"
+def _tls(ca_file: Path | None) -> dict[str, Any]:
+    """The handshake comes before anything else is said.
+
+    nats-py would otherwise believe a server that says that it needs no TLS, and sign that server's challenge: whoever
+    sits in between could hand on the signature and be us.
+    """
+    if ca_file is None:
+        return {}
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise CoatcheckError(
+            f"{ca_file} cannot be read as certificates: {error}", hint="NATS_CA names a file in PEM form"
+        ) from error
+    return {"tls": context, "tls_handshake_first": True}
+
+
+def _without_secrets(urls: str) -> str:
+    parts = [urlsplit(url.strip()) for url in urls.split(",")]
+    return ", ".join(f"{part.hostname}:{part.port}" if part.hostname else "an unreadable URL" for part in parts)

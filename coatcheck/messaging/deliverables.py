@@ -2,13 +2,14 @@
 
 A message is written once per task key. The server acknowledges a second attempt as a duplicate, and then what counts
 is the message that is *stored*: the ticket names its bytes, not those of the second attempt, which may differ (a model
-was asked again, a timestamp moved on). A read is checked against the ticket's sha256 whoever asks.
+was asked again, a timestamp moved on). A read is checked against the ticket's sha256 whoever asks, and goes on to the
+archive when retention has dropped the message.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from coatcheck.errors import (
     DeliverableLostError,
     DeliverableNotFoundError,
 )
+from coatcheck.messaging.archive import ArchiveClient
 from coatcheck.messaging.client import NatsClient, PublishAck, StoredMessage
 from coatcheck.messaging.notices import create_notice
 from coatcheck.messaging.streams import stream_statuses
@@ -66,13 +68,15 @@ class DeliverableService:
     Args:
         client: The identity's connection.
         streams: Every agent's stream.
+        archived: Whether to ask the archive for what its stream does not keep any more.
     """
 
     create_notice = staticmethod(create_notice)
 
-    def __init__(self, client: NatsClient, *, streams: Sequence[StreamSpec] = STREAMS) -> None:
+    def __init__(self, client: NatsClient, *, streams: Sequence[StreamSpec] = STREAMS, archived: bool = True) -> None:
         self._client = client
         self._streams = streams
+        self._archive = ArchiveClient(client) if archived else None
 
     async def publish_report(self, deliverable: Deliverable, *, task_key: str, stream: str, subject: str) -> Published:
         """Store the deliverable, once per task key, and return the ticket of what is stored.
@@ -100,25 +104,39 @@ class DeliverableService:
         raise DeliverableExpiredError(f"{task_key}: published {_MAX_REPUBLISHES} times and dropped by retention")
 
     async def fetch(self, ref: DeliverableRef) -> StoredDeliverable:
-        """Read what a ticket names.
+        """Read what a ticket names; raises as `fetch_by_sequence` does."""
+        return await self.fetch_by_sequence(ref.stream, ref.sequence, sha256=ref.sha256)
+
+    async def fetch_by_sequence(self, stream: str, sequence: int, *, sha256: str | None = None) -> StoredDeliverable:
+        """Read one message for ever.
+
+        Args:
+            stream: Its stream.
+            sequence: In the stream.
+            sha256: Of the ticket; without one, that of the message's header is believed.
 
         Raises:
             DeliverableCorruptError: the stored bytes are not those of the ticket.
-            DeliverableExpiredError: retention has dropped it.
-            DeliverableLostError: the stream ends before it: acknowledged data is gone.
+            DeliverableExpiredError: retention has dropped it, and it is not archived.
+            DeliverableLostError: the stream ends before it: acknowledged data is gone, from the archive too.
             DeliverableNotFoundError: it was deleted.
             StreamMissingError: there is no such stream.
             NotAuthorizedError: this identity may not read that stream.
             MessagingUnavailableError: no answer.
         """
         try:
-            message = await self._client.fetch_by_sequence(ref.stream, ref.sequence)
+            message = await self._client.fetch_by_sequence(stream, sequence)
         except DeliverableNotFoundError as error:
-            raise await self._why_gone(ref.stream, ref.sequence) from error
-        return _parse(message, expected=ref.sha256)
+            reason = await self._why_gone(stream, sequence)
+            if (archived := await self._archived(stream, sequence, sha256, reason)) is None:
+                raise reason from error
+            return _parse(archived, expected=sha256 or archived.headers.get(HEADER_SHA256), source="archive")
+        return _parse(message, expected=sha256 or message.headers.get(HEADER_SHA256))
 
     async def fetch_by_subject(self, subject: str) -> StoredDeliverable:
-        """Read the last deliverable under a subject; which run it belongs to is not defined.
+        """Read the last deliverable under a subject, from the archive when its stream has none (any more).
+
+        Which run it belongs to is not defined.
 
         Raises:
             DeliverableNotFoundError: the subject is no deliverable's, or nothing is stored under it.
@@ -131,7 +149,10 @@ class DeliverableService:
         try:
             message = await self._client.fetch_by_subject(stream, subject)
         except DeliverableNotFoundError as error:
-            raise DeliverableNotFoundError(f"nothing is stored under {subject}") from error
+            archived = await self._last_archived(stream, subject)
+            if archived is None:
+                raise DeliverableNotFoundError(f"nothing is stored under {subject}") from error
+            return _parse(archived, expected=archived.headers.get(HEADER_SHA256), source="archive")
         return _parse(message, expected=message.headers.get(HEADER_SHA256))
 
     async def fetch_by_task(self, subject: str, task_key: str, *, after: int = 0) -> StoredDeliverable | None:
@@ -180,6 +201,24 @@ class DeliverableService:
                 raise reason from error
             return None
 
+    async def _archived(
+        self, stream: str, sequence: int, sha256: str | None, reason: Exception
+    ) -> StoredMessage | None:
+        """What retention has dropped, or a ticket proves to have been there; what was deleted stays so."""
+        is_lost = isinstance(reason, DeliverableLostError) and sha256 is not None
+        if self._archive is None or not (is_lost or isinstance(reason, DeliverableExpiredError)):
+            return None
+        found = await self._archive.message(stream, sequence, sha256=sha256)
+        if found is None and not is_lost:
+            raise DeliverableExpiredError(f"{reason}; nor is it in the archive")
+        return found
+
+    async def _last_archived(self, stream: str, subject: str) -> StoredMessage | None:
+        """The last one of a subject, unless the stream still has everything that it ever held."""
+        if self._archive is None or (await self._client.api(f"STREAM.INFO.{stream}"))["state"]["first_seq"] <= 1:
+            return None
+        return await self._archive.last_message(subject)
+
     async def _why_gone(self, stream: str, sequence: int) -> Exception:
         """JetStream answers alike for expired, lost and deleted; the stream's bounds tell which."""
         state = (await self._client.api(f"STREAM.INFO.{stream}"))["state"]
@@ -218,7 +257,9 @@ def _checked(message: StoredMessage, subject: str, task: str) -> Published:
     return Published(earlier.ref, earlier.deliverable)
 
 
-def _parse(message: StoredMessage, *, expected: str | None) -> StoredDeliverable:
+def _parse(
+    message: StoredMessage, *, expected: str | None, source: Literal["stream", "archive"] = "stream"
+) -> StoredDeliverable:
     digest = _digest(message, expected=expected)
     try:
         deliverable = Deliverable.model_validate_json(message.data)
@@ -232,6 +273,7 @@ def _parse(message: StoredMessage, *, expected: str | None) -> StoredDeliverable
         ref=DeliverableRef(stream=message.stream, sequence=message.sequence, sha256=digest, bytes=len(message.data)),
         task_key=None if task is None else unquote(task),
         deliverable=deliverable,
+        source=source,
     )
 
 

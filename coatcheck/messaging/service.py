@@ -40,6 +40,7 @@ async def serve(
     name: str,
     version: str,
     endpoints: Mapping[str, Handler],
+    metadata: Mapping[str, str] | None = None,
     max_concurrent: int = MAX_CONCURRENT,
     drain_seconds: float = DRAIN_SECONDS,
 ) -> AsyncIterator[None]:
@@ -52,6 +53,7 @@ async def serve(
         name: Of the service in discovery.
         version: A semantic version.
         endpoints: Literal subject → handler.
+        metadata: What discovery says of it besides.
         max_concurrent: Requests in hand at once.
         drain_seconds: For requests in hand at the end; whoever takes longer is cancelled and gets no reply.
 
@@ -59,7 +61,7 @@ async def serve(
         NotAuthorizedError: this identity may not serve there.
         MessagingUnavailableError: the server did not confirm.
     """
-    server = _Server(name, version, endpoints, max_concurrent, client.tracing)
+    server = _Server(name, version, endpoints, max_concurrent, client.tracing, metadata=metadata or {})
     await client.on_connect(server.start)
     try:
         yield
@@ -72,11 +74,19 @@ class _Server:
     """The service on the present connection, and the requests in hand."""
 
     def __init__(
-        self, name: str, version: str, endpoints: Mapping[str, Handler], max_concurrent: int, tracing: MessageTracing
+        self,
+        name: str,
+        version: str,
+        endpoints: Mapping[str, Handler],
+        max_concurrent: int,
+        tracing: MessageTracing,
+        *,
+        metadata: Mapping[str, str],
     ) -> None:
         self._name = name
         self._version = version
         self._endpoints = endpoints
+        self._metadata = dict(metadata)
         self._slots = asyncio.Semaphore(max_concurrent)
         self._tracing = tracing
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,7 +95,7 @@ class _Server:
     async def start(self, connection: Connection) -> None:
         """Register every endpoint; the service of an earlier connection ended with it."""
         async with connection.accepting(self._endpoints):
-            service = await add_service(connection.raw, name=self._name, version=self._version)
+            service = await add_service(connection.raw, name=self._name, version=self._version, metadata=self._metadata)
             for subject, handler in self._endpoints.items():
                 await service.add_endpoint(
                     name=subject.replace(".", "-"), subject=subject, handler=partial(self._take, connection, handler)

@@ -20,13 +20,15 @@ from coatcheck.errors import (
     StreamMissingError,
 )
 from coatcheck.messaging.client import NatsClient
-from schemas.streams import StreamSpec, StreamStatus
+from schemas.streams import Placement, StreamSpec, StreamStatus
 
 _NANOSECONDS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
 """Another process made the stream, with other settings, between our look and our request."""
 _SUBJECTS_OVERLAP: Final = 10065
 """A stream of the same agent exists under another name: the agent had another task type."""
+_TOO_FEW_SERVERS: Final = frozenset({10005, 10074})
+"""No servers that fit the placement, or a single server that is asked for replicas."""
 _MONITOR_TIMEOUT_SECONDS: Final = 5
 
 _MUST_BE_ABSENT: Final = (
@@ -43,13 +45,17 @@ _MUST_BE_ABSENT: Final = (
 """Settings that would let messages in, out or away by another door, or be acknowledged before they are on disk."""
 
 
-def stream_config(spec: StreamSpec, *, replicas: int = 1) -> dict[str, Any]:
+_ANYWHERE: Final = Placement()
+
+
+def stream_config(spec: StreamSpec, *, placement: Placement = _ANYWHERE) -> dict[str, Any]:
     """The settings of the seed (003, Agent Streams and Retention) as JetStream's API spells them."""
     republish = {"republish": {"src": spec.subjects[0], "dest": spec.republish_to}} if spec.republish_to else {}
+    placed = {"placement": {"tags": list(placement.tags)}} if placement.tags else {}
     return {
         "name": spec.name,
         "subjects": list(spec.subjects),
-        "retention": "limits",
+        "retention": spec.retention,
         "storage": "file",
         "discard": spec.discard,
         "max_msgs": spec.max_msgs,
@@ -59,24 +65,29 @@ def stream_config(spec: StreamSpec, *, replicas: int = 1) -> dict[str, Any]:
         "max_msgs_per_subject": spec.max_msgs_per_subject,
         "max_msg_size": spec.max_msg_bytes,
         "max_consumers": -1,
-        "num_replicas": replicas,
+        "num_replicas": placement.replicas,
         # A direct get may be answered by a replica that lags: 558 of 1,500 reads right after the ack found nothing.
         "allow_direct": False,
         "deny_delete": True,
         "deny_purge": True,
         **republish,
+        **placed,
     }
 
 
-async def ensure_streams(client: NatsClient, specs: Iterable[StreamSpec], *, replicas: int = 1) -> list[StreamStatus]:
+async def ensure_streams(
+    client: NatsClient, specs: Iterable[StreamSpec], *, placement: Placement = _ANYWHERE
+) -> list[StreamStatus]:
     """Create the streams that are missing; one that exists is left as it is and its drift reported.
+
+    Except for replicas: a stream that has too few gets more, which takes nothing away. None is ever taken.
 
     Call `refuse_lost_streams` first. Safe to run in several processes at once.
 
     Args:
         client: An identity that may manage streams (`core`).
         specs: What must exist.
-        replicas: 3 in a cluster whose members have separate power and disks, else 1.
+        placement: How many replicas, and where.
 
     Returns:
         One status per spec, in their order.
@@ -85,32 +96,48 @@ async def ensure_streams(client: NatsClient, specs: Iterable[StreamSpec], *, rep
         MessagingUnavailableError: JetStream does not answer.
         NotAuthorizedError: this identity may not create streams.
         MessagingRefusedError: JetStream refuses a stream, for instance for want of space.
-        ConfigError: an agent's subjects belong to a stream of another name.
+        ConfigError: an agent's subjects belong to a stream of another name, or there are too few servers for the
+            placement.
     """
     statuses = []
     for spec in specs:
-        status = await _status(client, spec, replicas)
-        if status is None:
-            try:
-                answer = await client.api(f"STREAM.CREATE.{spec.name}", stream_config(spec, replicas=replicas))
-            except MessagingRefusedError as error:
-                if error.err_code == _SUBJECTS_OVERLAP:
-                    raise ConfigError(
-                        f"{spec.name} cannot be made: another stream holds the deliverables of {spec.agent!r}",
-                        hint="an agent and its task type stay together: choose another agent name for the new role",
-                    ) from error
-                if error.err_code != _NAME_IN_USE:
-                    raise
-                answer = await client.api(f"STREAM.INFO.{spec.name}")
-            status = _from_info(answer, spec, replicas)
-        statuses.append(status)
+        try:
+            info = await _info(client, spec)
+            if info is None:
+                info = await _create(client, spec, placement)
+            elif info["config"]["num_replicas"] < placement.replicas:
+                more = {**info["config"], "num_replicas": placement.replicas}
+                info = await client.api(f"STREAM.UPDATE.{spec.name}", more)
+        except MessagingRefusedError as error:
+            if error.err_code not in _TOO_FEW_SERVERS:
+                raise
+            raise ConfigError(
+                str(error), hint="COATCHECK_REPLICAS and COATCHECK_PLACEMENT_TAGS ask for servers that are not there"
+            ) from error
+        statuses.append(_from_info(info, spec, placement))
     return statuses
 
 
-async def stream_statuses(client: NatsClient, specs: Iterable[StreamSpec], *, replicas: int = 1) -> list[StreamStatus]:
+async def _create(client: NatsClient, spec: StreamSpec, placement: Placement) -> dict[str, Any]:
+    try:
+        return await client.api(f"STREAM.CREATE.{spec.name}", stream_config(spec, placement=placement))
+    except MessagingRefusedError as error:
+        if error.err_code == _SUBJECTS_OVERLAP:
+            raise ConfigError(
+                f"{spec.name} cannot be made: another stream holds the deliverables of {spec.agent!r}",
+                hint="an agent and its task type stay together: choose another agent name for the new role",
+            ) from error
+        if error.err_code != _NAME_IN_USE:
+            raise
+        return await client.api(f"STREAM.INFO.{spec.name}")
+
+
+async def stream_statuses(
+    client: NatsClient, specs: Iterable[StreamSpec], *, placement: Placement = _ANYWHERE
+) -> list[StreamStatus]:
     """The state of the streams that exist, in the order of `specs`; a missing one is left out."""
-    statuses = [await _status(client, spec, replicas) for spec in specs]
-    return [status for status in statuses if status is not None]
+    found = [(spec, await _info(client, spec)) for spec in specs]
+    return [_from_info(info, spec, placement) for spec, info in found if info is not None]
 
 
 def refuse_lost_streams(statuses: Iterable[StreamStatus], recorded: Mapping[str, int]) -> None:
@@ -151,30 +178,38 @@ def refuse_foreign_streams(statuses: Iterable[StreamStatus]) -> None:
                 )
 
 
-async def check_sync_always(monitor_url: str | None) -> None:
-    """Make sure that the server syncs every write before it acknowledges.
+async def check_sync_always(monitor_urls: str | None) -> None:
+    """Make sure that every server syncs every write before it acknowledges.
 
     With the default `sync_interval` a power cut lost every message acknowledged since the last sync, with three
     replicas on one power domain too; with `always` none, at about 0.3 ms per message.
 
+    Args:
+        monitor_urls: One for each server of a cluster, separated by commas. A server that is down is not asked, as
+            long as another one answers: it would keep every worker from starting.
+
     Raises:
-        MessagingUnsafeError: it does not, or there is no monitor to ask.
-        MessagingUnavailableError: the monitor does not answer.
+        MessagingUnsafeError: one does not, or there is no monitor to ask.
+        MessagingUnavailableError: no monitor answers.
     """
     hint = "set `jetstream { sync_interval: always }` in the server's configuration"
-    if not monitor_url:
+    urls = [url.strip() for url in (monitor_urls or "").split(",") if url.strip()]
+    if not urls:
         raise MessagingUnsafeError(
             "without the server's monitor nobody can tell whether it syncs every write",
             hint=f"set NATS_MONITOR_URL, and {hint}",
         )
-    try:
-        config = await asyncio.to_thread(_jetstream_config, monitor_url)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MessagingUnavailableError(
-            f"the monitor of NATS at {monitor_url} does not answer: {error}", hint="is `http` set in its configuration?"
-        ) from error
-    if config.get("sync_always") is not True:
-        raise MessagingUnsafeError("NATS does not sync every write: a power cut would lose deliverables", hint=hint)
+    silent: list[str] = []
+    for url in urls:
+        try:
+            config = await asyncio.to_thread(_jetstream_config, url)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            silent.append(f"the monitor of NATS at {url} does not answer: {error}")
+            continue
+        if config.get("sync_always") is not True:
+            raise MessagingUnsafeError("NATS does not sync every write: a power cut would lose deliverables", hint=hint)
+    if len(silent) == len(urls):
+        raise MessagingUnavailableError("; ".join(silent), hint="is `http` set in its configuration?")
 
 
 def _jetstream_config(monitor_url: str) -> Mapping[str, Any]:
@@ -193,14 +228,14 @@ def _jetstream_config(monitor_url: str) -> Mapping[str, Any]:
     return config
 
 
-async def _status(client: NatsClient, spec: StreamSpec, replicas: int) -> StreamStatus | None:
+async def _info(client: NatsClient, spec: StreamSpec) -> dict[str, Any] | None:
     try:
-        return _from_info(await client.api(f"STREAM.INFO.{spec.name}"), spec, replicas)
+        return await client.api(f"STREAM.INFO.{spec.name}")
     except StreamMissingError:
         return None
 
 
-def _from_info(info: Mapping[str, Any], spec: StreamSpec, replicas: int) -> StreamStatus:
+def _from_info(info: Mapping[str, Any], spec: StreamSpec, placement: Placement) -> StreamStatus:
     state = info["state"]
     return StreamStatus(
         name=spec.name,
@@ -210,7 +245,7 @@ def _from_info(info: Mapping[str, Any], spec: StreamSpec, replicas: int) -> Stre
         last_seq=state["last_seq"],
         consumer_count=state["consumer_count"],
         age_seconds=_age_seconds(info),
-        drift=list(_drift(info["config"], stream_config(spec, replicas=replicas))),
+        drift=list(_drift(info["config"], stream_config(spec, placement=placement))),
     )
 
 
@@ -224,7 +259,10 @@ def _age_seconds(info: Mapping[str, Any]) -> float:
 
 def _drift(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:
     for setting, value in wanted.items():
-        if (found := actual.get(setting, False)) != value:
+        found = actual.get(setting, False)
+        if setting == "num_replicas" and found > value:
+            continue  # whoever asks knows of fewer; more are no less safe
+        if found != value:
             yield f"{setting}: is {json.dumps(found)}, should be {json.dumps(value)}"
     for setting in _MUST_BE_ABSENT:
         if actual.get(setting) and setting not in wanted:

@@ -24,6 +24,8 @@ PROJECTOR_LOCK: Final = 0x636F6174_65767473
 """The key of the projector's advisory lock; the letters are `coatevts`."""
 TRACER_LOCK: Final = 0x636F6174_74726163
 """`coattrac`."""
+ARCHIVER_LOCK: Final = 0x636F6174_61726368
+"""`coatarch`."""
 DELETE_SECONDS: Final = 3600.0
 """For a table of tens of millions of rows."""
 _IDLE: Final = "60s"

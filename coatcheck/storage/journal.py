@@ -149,7 +149,7 @@ class TurnJournal:
         self, pool: Pool, gateway_id: str, *, lease: timedelta = LEASE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._pool = pool
-        self._gateway_id = gateway_id
+        self.gateway_id = self._gateway_id = gateway_id
         self._lease = lease
         self._clock = clock
         self._reserved: set[tuple[str, str, int]] = set()
@@ -157,6 +157,8 @@ class TurnJournal:
         self._held: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
         """By agent too: who asks for another's task is neither told of its turns nor in their way."""
         self._last_beat = self._steady_since = float("-inf")
+        self.gateways = 1
+        """That live, as of the last beat."""
 
     async def beat(self) -> int:
         """Show that this gateway lives; without it others take its calls over, and it takes over none.
@@ -180,7 +182,8 @@ class TurnJournal:
         if now - self._last_beat > self._grace_seconds:
             self._steady_since = now
         self._last_beat = now
-        return 1 + others
+        self.gateways = 1 + others
+        return self.gateways
 
     async def peek(self, task_key: str, turn: int, *, agent: str) -> tuple[Done | Finished | Busy | None, str]:
         """Look whether the turn needs a call, without taking it; and the tenant of its run.
@@ -233,7 +236,7 @@ class TurnJournal:
                         row = await self._pool.fetchrow(
                             query("claim"),
                             *(task_key, turn, agent, self._gateway_id, request_sha256, model),
-                            *(self._lease, self._may_take_over()),
+                            *(self._lease, self.may_take_over()),
                             *_quoted(quote, task_key),
                         )
                 except asyncpg.PostgresError as error:
@@ -373,7 +376,8 @@ class TurnJournal:
     def _grace_seconds(self) -> float:
         return self._lease.total_seconds() / 2
 
-    def _may_take_over(self) -> bool:
+    def may_take_over(self) -> bool:
+        """Whether this gateway has shown for half a lease that it lives, and so may judge that another one is dead."""
         now = self._clock()
         return now - self._last_beat < self._grace_seconds <= now - self._steady_since
 

@@ -38,6 +38,8 @@ TURN_COST: Final = "coatcheck.turn.cost"
 TURNS_UNPRICED: Final = "coatcheck.turn.unpriced"
 CALLS_PAID_AGAIN: Final = "coatcheck.call.paid_again"
 BREAKER_STATE: Final = "coatcheck.breaker.state"
+BUDGET_REFUSED: Final = "coatcheck.budget.refused"
+LEDGER_IMBALANCE: Final = "coatcheck.ledger.imbalance"
 BACKBONE_UP: Final = "coatcheck.backbone.up"
 PROJECTOR_LAG: Final = "coatcheck.projector.lag"
 DEAD_LETTERS: Final = "coatcheck.dead_letters"
@@ -167,6 +169,8 @@ class ModelInstruments:
         self._again = meter.create_counter(
             CALLS_PAID_AGAIN, "{call}", "Calls whose turn had one before that was lost and may have been paid."
         )
+        self._over_budget = meter.create_counter(BUDGET_REFUSED, "{turn}", "Turns that no budget had room for.")
+        self._over_budget.add(0)
         self._breakers = meter.create_gauge(BREAKER_STATE, "1", "0 closed, 1 half open, 2 open.")
         for model in models:
             self._again.add(0, _model(model))
@@ -195,6 +199,10 @@ class ModelInstruments:
     def paid_again(self, model: str) -> None:
         """A call is made whose turn had one before that nobody knows the end of."""
         self._again.add(1, _model(model))
+
+    def over_budget(self) -> None:
+        """A turn is refused, since no budget has room for it."""
+        self._over_budget.add(1)
 
     def breaker(self, model: str, state: str) -> None:
         """A breaker is `closed`, `half_open` or `open` now."""
@@ -244,6 +252,19 @@ class BackboneInstruments:
             return self._values.get(name, ())
 
         return observe
+
+
+class LedgerInstruments:
+    """Whether the ledger adds up."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._imbalance = meter.create_gauge(
+            LEDGER_IMBALANCE, "{account}", "Accounts that are not what their entries say, and one if all are not zero."
+        )
+
+    def looked(self, unbalanced: int) -> None:
+        """The ledger has been added up."""
+        self._imbalance.set(unbalanced)
 
 
 def _model(model: str) -> dict[str, str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
+from coatcheck.objects.destinations import Destination
 from coatcheck.training.auditlog import AuditLog, Bounds, DayRange
 from coatcheck.training.columns import DataType, Draft, redact
-from coatcheck.training.destinations import Destination
 from coatcheck.training.dialogues import DialogueMaker
 from coatcheck.training.facts import ROUND_ENDS, RUN_ENDS
 from coatcheck.training.files import PairOfFiles, Staged, text_of_manifest

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.program import coatcheck, environment
+from tests.acceptance.program import environment
+from tests.acceptance.program import installed as coatcheck
 
 BRIEF_LIMIT = 256 * 1024
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from coatcheck.localstack import load_status
-from tests.acceptance.program import Outcome, coatcheck, environment
+from tests.acceptance.program import Outcome, environment
+from tests.acceptance.program import installed as coatcheck
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SUBJECT = "agog.deliverables.cynthia.research.customer-search"

@@ -22,7 +22,7 @@ from coatcheck.messaging.accounts import load_user
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage.database import Pool, open_pool
-from coatcheck.storage.events import sole_projector
+from coatcheck.storage.events import PROJECTOR_LOCK, sole_reader
 from schemas.deliverable import DeliverableRef
 from schemas.pipeline import Pipeline, Stage
 from tests.benchmarks.ledger import measure_ledger
@@ -30,6 +30,7 @@ from tests.benchmarks.measure import disk_bytes, run_batch, run_once
 from tests.benchmarks.noop import NAMESPACE
 from tests.benchmarks.projector import measure_projector
 from tests.benchmarks.silent import NAMESPACE as SILENT_NAMESPACE
+from tests.benchmarks.tools import measure_tools
 from workers.temporal import connect
 
 ROUNDS: Final = 8
@@ -39,7 +40,7 @@ REPORT_BYTES: Final = 19_700
 REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
 NOOP: Final = ("temporal", "noop-core", "noop-agents")
 SILENT: Final = ("temporal", "nats", "postgres", "silent-core", "silent-agents", "gateway")
-SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger")
+SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger", "tools")
 PROJECTED_PER_SECOND: Final = 3000
 """Events that the projector has to keep up with."""
 TRANSFERS_PER_SECOND: Final = 900
@@ -169,7 +170,7 @@ async def _projector_stands_by(pool: Pool) -> AsyncIterator[None]:
             "SELECT pg_terminate_backend(pid) FROM pg_locks"
             " WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()"
         )
-        async with sole_projector(pool) as connection:
+        async with sole_reader(pool, PROJECTOR_LOCK) as connection:
             if connection is not None:
                 yield
                 return
@@ -303,6 +304,17 @@ async def in_flight(stack: LocalStack, latency_seconds: float) -> Figure:
     return Figure("150 in flight with 2 s calls, against ideal", batch.median_seconds / ideal, 1.25, "x", detail)
 
 
+async def tool_calls(folder: Path) -> list[Figure]:
+    """What the gateway adds to a call of a tool that does nothing, and what 200 of them cost."""
+    found = await measure_tools(folder)
+    alone = f"{found.through_ms:.1f} against {found.direct_ms:.1f} ms, medians of interleaved pairs"
+    busy = f"{found.cpu_ms:.1f} ms each, two cores have 10; {found.per_second:.0f} calls/s"
+    return [
+        Figure("added to a tool call by the gateway", found.added_ms, 8, "ms", alone),
+        Figure("CPU of 200 tool calls, everything included", 200 * found.cpu_ms / 1000, 2, "s", busy),
+    ]
+
+
 async def measure(sections: Sequence[str]) -> list[Figure]:
     """Run the named sections, all by default."""
     figures: list[Figure] = []
@@ -324,6 +336,8 @@ async def measure(sections: Sequence[str]) -> list[Figure]:
             figures.append(await projecting(Path(folder) / "projector"))
         if "ledger" in sections:
             figures += await accounting(Path(folder) / "ledger")
+        if "tools" in sections:
+            figures += await tool_calls(Path(folder) / "tools")
     return figures
 
 

@@ -1,15 +1,13 @@
-"""One export in a process of its own, for tests that kill it. Its argument is the options as JSON."""
+"""One export, for a process of its own that a test kills."""
 
 import asyncio
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 from coatcheck.localstack.status import NatsStatus, PostgresStatus
-from coatcheck.training.destinations import Folder
+from coatcheck.objects.destinations import Folder
 from tests.integration.training_lab import backdated, exporter
 
 
@@ -31,8 +29,12 @@ class DyingFolder(Folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def main(options: dict[str, Any]) -> None:
-    """Export once."""
+def export(options: dict[str, Any]) -> None:
+    """Export once; `dies` among the options says when not."""
+    asyncio.run(_export(options))
+
+
+async def _export(options: dict[str, Any]) -> None:
     nats = NatsStatus.model_validate(options["nats"])
     database = PostgresStatus.model_validate(options["postgres"])
     client = backdated(nats, per_day=options["per_day"], newest=options["newest"])
@@ -40,7 +42,3 @@ async def main(options: dict[str, Any]) -> None:
     staging, cache = Path(options["staging"]), Path(options["cache"])
     async with exporter(nats, database, folder, staging, client=client, cache=cache) as one:
         await one.export()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))

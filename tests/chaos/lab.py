@@ -6,12 +6,13 @@ beforehand. Arming a point is giving its file back, so one stack serves every te
 
 import asyncio
 import json
+import ssl
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from coatcheck.localstack import DEFAULT_WORKERS, LocalStack, WorkerSpec
 from coatcheck.localstack.status import MemberState, NatsStatus
 from tests.chaos.checker import Violation, violations
 from tests.chaos.evidence import Evidence, Investigator, Run
+from tests.nats_cluster import Cluster, nats_cluster
 from tests.providers.bill import BillLine
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import Step
@@ -85,8 +87,10 @@ class Lab:
         temporal: Client,
         investigator: Investigator,
         failpoints_dir: Path,
+        cluster: Cluster | None = None,
     ) -> None:
         self.stack = stack
+        self.cluster = cluster
         self.provider = provider
         self.temporal = temporal
         self._investigator = investigator
@@ -149,10 +153,10 @@ class Lab:
         before = self._calls_finished()
         await until(lambda: self._calls_finished() >= before + count, f"{count} more calls")
 
-    async def ended(self, run: Run) -> float:
+    async def ended(self, run: Run, *, patience_seconds: float = PATIENCE_SECONDS) -> float:
         """Wait for the end of a run, whatever happens to the server meanwhile; returns when it came (monotonic)."""
         handle = self.temporal.get_workflow_handle(run.workflow_id, run_id=run.last_run_id or run.first_run_id)
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             while True:
                 try:
                     await handle.result(follow_runs=False)
@@ -286,8 +290,12 @@ async def open_lab(
     workers: Sequence[WorkerSpec] = DEFAULT_WORKERS,
     env: dict[str, str] | None = None,
     settings: str = "",
+    clustered: bool = False,
 ) -> AsyncIterator[Lab]:
-    """Start provider and stack in `folder`; everything is stopped in the end. `settings` go before the role's."""
+    """Start provider and stack in `folder`; everything is stopped in the end. `settings` go before the role's.
+
+    A `clustered` one has three NATS servers with TLS, and three replicas of every stream.
+    """
     failpoints_dir = folder / "failpoints"
     failpoints_dir.mkdir()
     for point in POINTS:
@@ -301,13 +309,23 @@ async def open_lab(
         }
         config = folder / "coatcheck.toml"
         config.write_text(settings + CONFIG.format(command=json.dumps([sys.executable, "-c", COMMAND])))
-        async with LocalStack(folder / "stack", workers=workers, env=told | (env or {}), config_file=config) as stack:
+        async with AsyncExitStack() as exits:
+            cluster = exits.enter_context(nats_cluster(folder / "stack", config)) if clustered else None
+            stack = await exits.enter_async_context(
+                LocalStack(
+                    folder / "stack",
+                    workers=workers,
+                    env=told | (cluster.environment if cluster else {}) | (env or {}),
+                    external=cluster.external if cluster else None,
+                    config_file=config,
+                )
+            )
             status = stack.status()
             assert status.temporal is not None
             assert status.nats is not None
             assert status.postgres is not None
             temporal = await Client.connect(status.temporal.address, namespace=status.temporal.namespace)
-            async with _observer(status.nats) as observer:
+            async with _observer(status.nats, cluster) as observer:
                 investigator = Investigator(
                     database_dsn=status.postgres.dsn,
                     observer=observer,
@@ -320,11 +338,12 @@ async def open_lab(
                     temporal=temporal,
                     investigator=investigator,
                     failpoints_dir=failpoints_dir,
+                    cluster=cluster,
                 )
 
 
 @asynccontextmanager
-async def _observer(status: NatsStatus) -> AsyncIterator[NatsConnection]:
+async def _observer(status: NatsStatus, cluster: Cluster | None) -> AsyncIterator[NatsConnection]:
     """A raw client that survives the kills of its server."""
 
     async def quiet(_: Exception) -> None:
@@ -332,14 +351,16 @@ async def _observer(status: NatsStatus) -> AsyncIterator[NatsConnection]:
 
     user = status.users["observer"]
     assert user.password_file is not None
+    tls = {"tls": ssl.create_default_context(cafile=cluster.ca_file)} if cluster else {}
     connection = await nats.connect(
-        status.url,
+        status.url.split(","),
         user=user.user,
         password=user.password_file.read_text().strip(),
         inbox_prefix=user.inbox_prefix,
         max_reconnect_attempts=-1,
         reconnect_time_wait=1,
         error_cb=quiet,
+        **tls,
     )
     try:
         yield connection

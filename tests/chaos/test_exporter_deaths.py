@@ -3,12 +3,11 @@
 import hashlib
 import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import NatsStatus, PostgresStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import ensure_streams
+from tests.chaos.export_once import export
+from tests.forks import FORKS
 from tests.integration.nats_clients import client_as
 from tests.integration.training_lab import (
     RULE_CACHE,
@@ -31,7 +32,7 @@ from tests.integration.training_lab import (
 )
 
 KILLS = 20
-LATEST_KILL_SECONDS = 4.0
+LATEST_KILL_SECONDS = 3.5
 """After a start: two days' worth of work, so the deaths are spread over all of them."""
 EVENTS = 10_000
 DAYS = 8
@@ -62,11 +63,18 @@ class Exports:
     options: dict[str, Any]
     folder: Path
 
-    def start(self, name: str, **more: Any) -> "subprocess.Popen[bytes]":
+    def start(self, name: str, **more: Any) -> ForkServerProcess:
         """Begin an export into the folder `name`."""
         where = {"out": str(self.folder / name), "staging": str(self.folder / f"staging-{name}")}
-        command = [sys.executable, "-m", "tests.chaos.export_once", json.dumps(self.options | where | more)]
-        return subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        process = FORKS.Process(target=export, args=(self.options | where | more,))
+        process.start()
+        return process
+
+    def run(self, name: str, **more: Any) -> int | None:
+        """Export into the folder `name`; returns the exit code."""
+        process = self.start(name, **more)
+        process.join()
+        return process.exitcode
 
     def files(self, name: str) -> dict[str, bytes]:
         """What others can see: files under their own names."""
@@ -111,7 +119,7 @@ async def exports(
 async def test_killed_anywhere_it_ends_with_the_same_bytes(exports: Exports) -> None:
     """20 times at random moments, then left alone; what is there in between is whole."""
     begun = time.monotonic()
-    assert exports.start("undisturbed").wait() == 0
+    assert exports.run("undisturbed") == 0
     seconds = time.monotonic() - begun
     expected = exports.files("undisturbed")
     manifests = {path for path in expected if path.startswith("manifests/")}
@@ -127,18 +135,17 @@ async def test_killed_anywhere_it_ends_with_the_same_bytes(exports: Exports) -> 
     while kills < KILLS:
         name = f"disturbed-{finished}"
         child = exports.start(name)
-        try:
-            assert child.wait(moments.uniform(0.5, min(0.8 * seconds, LATEST_KILL_SECONDS))) == 0
-            finished += 1
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            kills += 1
+        child.join(moments.uniform(0.2, min(0.8 * seconds, LATEST_KILL_SECONDS)))
+        child.kill()
+        child.join()
+        assert child.exitcode in (0, -9)
+        finished += child.exitcode == 0
+        kills += child.exitcode == -9
         exports.check(name, expected)
         seen.add(len(exports.files(name)))
     print(f"undisturbed: {seconds:.1f} s; {kills} kills, {finished} exports got through between them, seed {SEED}")
     name = f"disturbed-{finished}"
-    assert exports.start(name).wait() == 0
+    assert exports.run(name) == 0
     for number in range(finished + 1):
         assert exports.files(f"disturbed-{number}") == expected
     assert not any(path.rpartition("/")[2].startswith(".") for path in files_below(exports.folder / name))
@@ -149,7 +156,7 @@ async def test_killed_anywhere_it_ends_with_the_same_bytes(exports: Exports) -> 
 @pytest.mark.parametrize("exports", [500], indirect=True)
 async def test_killed_while_it_publishes_it_ends_with_the_same_bytes(exports: Exports) -> None:
     """Before and after a day's first and last file and its manifest: the next export goes on from there."""
-    assert exports.start("undisturbed").wait() == 0
+    assert exports.run("undisturbed") == 0
     expected = exports.files("undisturbed")
     counts = {
         path: 1 + sum(len(told["files"]) for told in json.loads(content)["types"].values())
@@ -161,10 +168,9 @@ async def test_killed_while_it_publishes_it_ends_with_the_same_bytes(exports: Ex
     day = manifest.rpartition("_")[2].removesuffix(".json")
     for number in (1, count - 1, count):
         for when in ("before", "after"):
-            child = exports.start("disturbed", dies={"day": day, when: number})
-            assert child.wait() == -9
+            assert exports.run("disturbed", dies={"day": day, when: number}) == -9
             exports.check("disturbed", expected)
             has_manifest = manifest in exports.files("disturbed")
             assert has_manifest == (number == count and when == "after")
-    assert exports.start("disturbed").wait() == 0
+    assert exports.run("disturbed") == 0
     assert exports.files("disturbed") == expected

@@ -136,6 +136,11 @@ RUNS = Board(
                 ((f"sum(rate(coatcheck_turn_unpriced_total[$__rate_interval])) * {_HOUR}", "turns"),),
                 "They are missing in what is said in dollars.",
             ),
+            Panel(
+                "Turns refused for want of budget, per hour",
+                units.Short,
+                ((f"sum(rate(coatcheck_budget_refused_total[$__rate_interval])) * {_HOUR}", "turns"),),
+            ),
         ),
     },
 )
@@ -209,6 +214,7 @@ SYSTEM = Board(
                     ("min(coatcheck_backbone_up)", "NATS answers"),
                 ),
             ),
+            Panel("Accounts that do not add up", units.Short, (("max(coatcheck_ledger_imbalance)", "accounts"),)),
         ),
         "Temporal": (
             Panel(

@@ -266,7 +266,7 @@ async def bucket_of(core: NatsClient, agent: str, **changes: Any) -> ArtifactSto
     """A bucket that only core can use, with other settings than the product's."""
     config = {**stream_config(artifact_stream(agent)), **changes}
     await core.api(f"STREAM.CREATE.{artifact_stream(agent).name}", config)
-    return ArtifactStore(core)
+    return ArtifactStore(core, archived=False)
 
 
 async def test_what_retention_dropped_is_expired(core: NatsClient) -> None:

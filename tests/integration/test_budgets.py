@@ -13,6 +13,7 @@ from coatcheck.errors import InsufficientCreditsError
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage import budgets, ledger, state
 from coatcheck.storage.database import Pool
+from coatcheck.telemetry.instruments import BUDGET_REFUSED
 from schemas.activities import RecordInput
 from schemas.budget import Budget
 from schemas.config import Limits, Price, Tenant
@@ -23,6 +24,7 @@ from tests.providers.bill import calls
 from tests.providers.gateway import MODEL, RUN_KEY, Gateway, open_gateway, record_task, row, turn_request
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import Step
+from tests.unit.measured import Measured
 
 RUN = f"run/{RUN_KEY}"
 TENANT = "tenant/default"
@@ -244,7 +246,8 @@ async def test_without_a_price_tokens_and_calls_limit(
     pool: Pool, nats: NatsClient, owner: Pool, provider: OpenAIServer
 ) -> None:
     """Money alone limits nothing that has no price, so nothing is asked; a number of calls or tokens does."""
-    async with open_gateway(pool, nats, provider.base_url) as gateway:
+    measured = Measured()
+    async with open_gateway(pool, nats, provider.base_url, meter=measured.meter) as gateway:
         await limit(owner, 10, usd="1")
         reply = await gateway.ask(turn_request())
         assert isinstance(reply, TurnOverBudget)
@@ -258,6 +261,7 @@ async def test_without_a_price_tokens_and_calls_limit(
         assert isinstance(await gateway.ask(turn_request(turn=3, wrap_up="so")), TurnOverBudget)
         await limit(owner, 30, tokens=1_000)
         assert isinstance(await gateway.ask(turn_request(turn=3, wrap_up="so")), TurnOverBudget)
+    assert measured.points(BUDGET_REFUSED) == {(): 4}
     found = await budgets.run_budget(owner, RUN_KEY)
     assert found is not None
     turns = await owner.fetch("SELECT tokens_in + tokens_out AS tokens FROM llm_turns")

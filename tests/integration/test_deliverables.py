@@ -146,7 +146,7 @@ async def short_stream(core: NatsClient) -> DeliverableService:
     """A stream that keeps two messages, and its service."""
     if SHORT.name not in {item["config"]["name"] for item in (await core.api("STREAM.LIST"))["streams"]}:
         await core.api(f"STREAM.CREATE.{SHORT.name}", stream_config(SHORT))
-    return DeliverableService(core, streams=[*STREAMS, SHORT])
+    return DeliverableService(core, streams=[*STREAMS, SHORT], archived=False)
 
 
 async def publish_short(service: DeliverableService, feature: str) -> DeliverableRef:
@@ -211,7 +211,7 @@ async def test_by_task_among_all_that_a_subject_has(roy: NatsClient) -> None:
 
 async def test_beyond_the_end_is_lost(roy: NatsClient) -> None:
     """A ticket for a sequence that the stream never reached means that acknowledged data is gone."""
-    service = DeliverableService(roy)
+    service = DeliverableService(roy, archived=False)
     ref = await publish(service, "lost")
     with pytest.raises(DeliverableLostError, match="the stream ends at"):
         await service.fetch(ref.model_copy(update={"sequence": ref.sequence + 1_000_000}))

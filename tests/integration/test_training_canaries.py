@@ -12,8 +12,8 @@ from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import NatsStatus, PostgresStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import ensure_streams
+from coatcheck.objects.destinations import Folder
 from coatcheck.training.columns import DataType
-from coatcheck.training.destinations import Folder
 from tests.integration.nats_clients import client_as
 from tests.integration.training_lab import RunMaker, Texts, every_stream, exporter, files_below
 from tests.unit.canaries import CANARIES, OWN_SECRET, escaped

@@ -1,18 +1,13 @@
 """Where the files go: a folder, and an S3 server (rclone's)."""
 
 import json
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import pytest
 
-from coatcheck.training.destinations import (
+from coatcheck.objects.destinations import (
     DestinationDownError,
     DestinationError,
     Folder,
@@ -20,8 +15,7 @@ from coatcheck.training.destinations import (
     open_destination,
 )
 from coatcheck.training.exporting import manifest_path
-
-KEY, SECRET = "key-of-the-test", "secret-of-the-test"
+from tests.integration.s3_server import S3Server
 
 
 @pytest.fixture
@@ -29,37 +23,14 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder behind `s3://bucket`, served with signed requests; credentials are in the environment."""
     root = tmp_path / "s3"
     (root / "bucket").mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = shutil.which("rclone", path=str(Path(sys.executable).parent))
-    assert program is not None
-    arguments = ["serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
-    with (tmp_path / "rclone.log").open("w") as log:
-        server = subprocess.Popen(
-            [program, *arguments, "--config", str(tmp_path / "rclone.conf"), "--vfs-cache-mode", "off"], stderr=log
-        )
-        try:
-            _until_it_listens(port)
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-            monkeypatch.setenv("AWS_REGION", "us-east-1")
-            monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-            yield root / "bucket"
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _until_it_listens(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError("the S3 server does not listen")
+    server = S3Server(root, tmp_path)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    try:
+        yield root / "bucket"
+    finally:
+        server.kill()
 
 
 def test_s3_takes_whole_files_and_gives_them_back(bucket: Path, tmp_path: Path) -> None:
@@ -74,6 +45,22 @@ def test_s3_takes_whole_files_and_gives_them_back(bucket: Path, tmp_path: Path) 
         store.put(path, source)
         assert store.get(path) == content
         assert (bucket / "training" / path).read_bytes() == content
+
+
+def test_parts_and_listings_are_the_same_everywhere(bucket: Path, tmp_path: Path) -> None:
+    """A part ends with the file, an empty file is one, and what is being written is not listed."""
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / ".x.part").write_bytes(b"half")
+    for place in (f"s3://{bucket.name}/out", str(tmp_path / "out")):
+        store = open_destination(place)
+        for path, data in {"a/one": b"0123456789", "a/none": b"", "a/b/two": b"2", "c": b"3"}.items():
+            store.put(path, data)
+        assert store.entries("a") == ["b", "none", "one"]
+        assert store.entries("nowhere") == []
+        parts = [store.get_range("a/one", start, 4) for start in (0, 8, 10)]
+        assert parts == [b"0123", b"89", b""]
+        assert (store.get("a/none"), store.get_range("a/none", 0, 4)) == (b"", b"")
+        assert (store.get("a/nothing"), store.get_range("a/nothing", 0, 4)) == (None, None)
 
 
 def test_s3_refusals_are_told_apart_from_outages(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,14 +86,14 @@ def test_a_folder_has_a_file_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coatcheck.training.destinations.os.fsync", dies)
+    monkeypatch.setattr("coatcheck.objects.destinations.os.fsync", dies)
     with pytest.raises(KeyboardInterrupt):
         folder.put("a/b.csv", source)
     assert folder.get("a/b.csv") == b"old"
     monkeypatch.undo()
     folder.put("a/b.csv", source)
     assert folder.get("a/b.csv") == b"new"
-    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["b.csv"], "what was begun is taken up again"
+    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["b.csv"], "what was begun is taken away"
 
 
 def test_what_cannot_be_written_to_is_told(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import NatsStatus, PostgresStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.streams import ensure_streams
+from coatcheck.objects.destinations import Folder
 from coatcheck.training.columns import DataType, column_names
-from coatcheck.training.destinations import Folder
 from coatcheck.training.exporting import DayReport, ExportRunningError
 from coatcheck.training.files import read_csv_cell
 from coatcheck.training.scanning import ExportRefusedError, FinishedScan

@@ -15,11 +15,11 @@ from coatcheck.messaging.client import NatsClient, StoredMessage
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.events import EventLog
 from coatcheck.messaging.notices import create_notice
+from coatcheck.objects.destinations import Destination
 from coatcheck.storage import state
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.journal import MAX_TURN, TurnJournal
 from coatcheck.training.auditlog import AuditLog
-from coatcheck.training.destinations import Destination
 from coatcheck.training.dialogues import DialogueMaker
 from coatcheck.training.exporting import Exporter
 from coatcheck.training.redaction import Redactor

@@ -51,7 +51,7 @@ async def test_tables_are_exactly_those_of_the_requirements(superuser: "Connecti
     assert len(ours) == 58
     assert seed_keys < our_keys
     assert {name for name, *_ in our_keys - seed_keys} == {
-        *("llm_turns", "llm_gateways", "schema_migrations"),
+        *("llm_turns", "llm_gateways", "tool_calls", "schema_migrations"),
         *("accounts", "transactions", "holds", "limit_usage", "run_budgets"),
     }
 
@@ -112,7 +112,7 @@ async def test_events_only_grow(
 
 
 async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[asyncpg.Record]") -> None:
-    """Journal turns, read briefs, notices, tenants, owners of tasks; `test_storage_journal.py` shows the refusals."""
+    """Journal turns and tool calls, read briefs and owners; `test_storage_journal.py` shows the refusals."""
     tables = await owner.fetch(
         "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee = 'coatcheck_gateway'"
     )
@@ -125,6 +125,7 @@ async def test_the_gateway_role_has_exactly_these_privileges(owner: "Connection[
     assert {tuple(row) for row in tables} == {
         *(("llm_turns", privilege) for privilege in ("SELECT", "INSERT", "UPDATE")),
         *(("llm_gateways", privilege) for privilege in ("SELECT", "INSERT", "UPDATE")),
+        *(("tool_calls", privilege) for privilege in ("SELECT", "INSERT", "UPDATE")),
         *(("agent_playground_messages", privilege) for privilege in ("SELECT", "INSERT")),
     }
     assert {tuple(row) for row in columns} == {

@@ -6,7 +6,8 @@ from coatcheck.localstack.workers import DEFAULT_WORKERS, worker_environment
 from schemas.config import DEFAULT_CONFIG, Config
 from schemas.roles import Role
 
-SECRETS = {"DATABASE_URL", "GATEWAY_DATABASE_URL", "OPENAI_API_KEY", "MY_AGENT_API_KEY", "ANTHROPIC_BASE_URL"}
+STORAGE = "AWS_SECRET_ACCESS_KEY"
+SECRETS = {"DATABASE_URL", "GATEWAY_DATABASE_URL", "OPENAI_API_KEY", "MY_AGENT_API_KEY", "ANTHROPIC_BASE_URL", STORAGE}
 COMMAND = Role(
     agent="codex",
     task_type="patch",
@@ -20,10 +21,10 @@ TEAM = Config(roles={**DEFAULT_CONFIG.roles, "codex": COMMAND})
 @pytest.mark.parametrize(
     ("team", "worker", "seen"),
     [
-        (DEFAULT_CONFIG, "core", {"DATABASE_URL"}),
-        (DEFAULT_CONFIG, "gateway", SECRETS - {"DATABASE_URL"}),
+        (DEFAULT_CONFIG, "core", {"DATABASE_URL", STORAGE}),
+        (DEFAULT_CONFIG, "gateway", SECRETS - {"DATABASE_URL", STORAGE}),
         (DEFAULT_CONFIG, "agents", set()),
-        (TEAM, "core", {"DATABASE_URL"}),
+        (TEAM, "core", {"DATABASE_URL", STORAGE}),
         (TEAM, "agents", {"MY_AGENT_API_KEY"}),
     ],
 )

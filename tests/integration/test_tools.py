@@ -1,0 +1,134 @@
+"""Calls of tools through the gateway, on real NATS and PostgreSQL, in front of a real process."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from mcp.server import MCPServer
+from pydantic import SecretStr
+
+from coatcheck.agents.author import ModelAuthor
+from coatcheck.cli.assistance import ByToken
+from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging.client import NatsClient
+from coatcheck.storage.database import Pool
+from coatcheck.storage.tool_calls import tool_call_rows
+from schemas import errors
+from schemas.events import ToolCompleted
+from schemas.mcp import McpServer
+from schemas.roles import DEFAULT_ROLES
+from tests.integration.round_lab import PreparedTurns, RoundLab, submits
+from tests.integration.tool_lab import ToolLab, open_lab
+from tests.providers.gateway import record_task
+
+
+@pytest.fixture
+async def lab(  # noqa: PLR0917  fixtures
+    nats_server: NatsStatus, core: NatsClient, nats: NatsClient, owner: Pool, pool: Pool, tmp_path: Path
+) -> AsyncIterator[ToolLab]:
+    """Everything but a gateway."""
+    async with open_lab(nats_server, core, nats, owner=owner, pool=pool, folder=tmp_path) as lab:
+        yield lab
+
+
+async def test_a_call_is_made_once_and_told_as_often_as_it_is_asked_for(lab: ToolLab) -> None:
+    """The same key gives the same outcome, at once and later, and the record says what it was."""
+    async with lab.gateway():
+        wanted = lab.call("count", key="a")
+        answers = await asyncio.gather(*(lab.roy.ask(wanted) for _ in range(5)))
+        assert {answer.text for answer in [*answers, await lab.roy.ask(wanted)]} == {"counted a"}
+    assert lab.counted() == {"a": 1}
+    [row] = await tool_call_rows(lab.pool, agent="roy")
+    assert (row.task_key, row.status, row.calls, row.repeatable) == (lab.task_key, "result", 1, False)
+
+
+async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolLab, tmp_path: Path) -> None:
+    """The loop of a real round: tools are offered under their server's name, called, told as events, paid."""
+    repository = await _repository(tmp_path / "repository")
+    here = (sys.executable, "-m")
+    common: dict[str, Any] = {"agents": ("roy",), "timeout_seconds": 60}
+    others = {
+        "time": McpServer(command=(*here, "mcp_server_time"), tools=("get_current_time",), cost_usd="0.01", **common),
+        "git": McpServer(command=(*here, "mcp_server_git", "--repository", str(repository)), tools=("*",), **common),
+    }
+    round_lab = RoundLab(lab.server, tmp_path / "rounds", lambda _: lab.roy.nats)
+    task = round_lab.task("backend")
+    await record_task(lab.owner, agent="roy", stage="backend", run_key=round_lab.run_key)
+    model = PreparedTurns(
+        [
+            [("time__get_current_time", {"timezone": "Europe/Berlin"})],
+            [("git__git_log", {"repo_path": str(repository), "max_count": 1}), ("time__convert_time", {})],
+            submits(),
+        ]
+    )
+    role = DEFAULT_ROLES["roy"]
+    author = ModelAuthor(role, ask=model.ask, stopping=lambda: False, ask_tools=lab.roy.request)
+    async with lab.gateway(others=others):
+        notice = await round_lab.perform(role, author, task)
+    assert "Europe/Berlin" in model.told(2)[0]
+    assert "Because it is the first" in model.told(3)[0]
+    assert "Unknown tool name: 'time__convert_time'" in model.told(3)[1]  # not on the list
+    offered = {tool["name"] for tool in model.requests[0].parameters["function_tools"]}
+    assert {"git__git_log", "git__git_commit", "time__get_current_time", "read_tool_result"} <= offered
+    told = [event.payload for event in round_lab.events if isinstance(event, ToolCompleted)]
+    assert [(it.tool, it.outcome) for it in told] == [("time__get_current_time", "ok"), ("git__git_log", "ok")]
+    assert notice.metadata.cost_usd == Decimal("0.01")
+
+
+async def _repository(folder: Path) -> Path:
+    """A git repository with one commit."""
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "Because it is the first")):
+        process = await asyncio.create_subprocess_exec("git", "-C", str(folder), *command)
+        assert await process.wait() == 0
+    return folder
+
+
+async def test_a_server_speaks_streamable_http(lab: ToolLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its secret in a header; a body that is too long is cut off, and the next call is answered."""
+    monkeypatch.setenv("HTTP_AUTH", "Bearer t0ken")
+    async with _http_server() as url:
+        common: dict[str, Any] = {"agents": ("roy",), "tools": ("*",), "timeout_seconds": 20}
+        others = {
+            "http": McpServer(url=url, headers={"Authorization": "HTTP_AUTH"}, max_result_bytes=100_000, **common),
+            "no-token": McpServer(url=url, **common),
+        }
+        async with lab.gateway(others=others):
+            assert (await lab.roy.ask(lab.call("repeat", server="http", text="ab", times=2))).text == "abab"
+            flood = lab.call("repeat", server="http", text="x", times=2_000_000)
+            cut = await lab.roy.ask(flood)
+            assert cut.code == errors.TOOL_RESULT_TOO_LARGE
+            assert "more than 100,000" in cut.text  # it was never read to its end
+            assert (await lab.roy.ask(lab.call("repeat", server="http", text="ab", times=1))).text == "ab"
+            refused = await lab.roy.ask(lab.call("repeat", server="no-token", text="x", times=1))
+            assert (refused.kind, refused.code) == ("refused", errors.TOOL_UNAVAILABLE)
+
+
+@asynccontextmanager
+async def _http_server() -> AsyncIterator[str]:
+    """A server made with the SDK, behind a token."""
+    server: MCPServer[Any] = MCPServer("http", log_level="WARNING")
+
+    @server.tool()
+    def repeat(text: str, times: int) -> str:
+        """Say it so often."""
+        return text * times
+
+    app = server.streamable_http_app(json_response=True)
+    config = uvicorn.Config(ByToken({SecretStr("t0ken"): app}), port=0, lifespan="off", log_level="error")
+    web = uvicorn.Server(config)
+    async with app.router.lifespan_context(app):
+        serving = asyncio.create_task(web.serve())
+        while not web.started:
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/mcp"
+        web.should_exit = True
+        await serving
