@@ -138,11 +138,14 @@ async def _ledger(pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncCo
 @contextlib.asynccontextmanager
 async def _watch(pool: Pool, nats: NatsClient, team: Config, meter: Meter) -> AsyncIterator[None]:
     """Look at streams and ledger for whoever reads the meter."""
-    specs = [*team.streams, *bucket_streams(team.agents), *LOGS]
-    backbone = functools.partial(look_at_backbone, nats, specs, BackboneInstruments(meter))
+    backbone = functools.partial(look_at_backbone, nats, _streams(team), BackboneInstruments(meter))
     books = functools.partial(look_at_ledger, pool, LedgerInstruments(meter))
     async with watching(backbone, every_seconds=BACKBONE_SECONDS), watching(books, every_seconds=LEDGER_SECONDS):
         yield
+
+
+def _streams(team: Config) -> list[StreamSpec]:
+    return [*team.streams, *bucket_streams(team.agents), *LOGS, *TOOL_STREAMS]
 
 
 async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config, placement: Placement) -> None:
@@ -151,8 +154,7 @@ async def _ensure_streams(nats: NatsClient, pool: Pool, team: Config, placement:
     former = recorded.keys() - {spec.name for spec in team.streams}
     removed = [StreamSpec(name=name, subjects=(), agent="") for name in former]
     refuse_lost_streams(await stream_statuses(nats, [*team.streams, *removed]), recorded)
-    wanted = [*team.streams, *bucket_streams(team.agents), *LOGS, *TOOL_STREAMS]
-    statuses = await ensure_streams(nats, wanted, placement=placement)
+    statuses = await ensure_streams(nats, _streams(team), placement=placement)
     await ensure_tool_queues(nats, team)
     for status in statuses:
         for difference in status.drift:
