@@ -105,6 +105,8 @@ def test_streams_are_as_declared(delivered: Outcome, cli: Cli) -> None:
         *(f"OBJ_artifacts_{agent}" for agent in AGENTS),
         "audit_log",
         "dead_letters",
+        "mcp_requests",
+        "mcp_results",
     ]
 
 

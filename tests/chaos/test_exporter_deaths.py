@@ -32,10 +32,10 @@ from tests.integration.training_lab import (
 )
 
 KILLS = 20
-LATEST_KILL_SECONDS = 3.5
-"""After a start: two days' worth of work, so the deaths are spread over all of them."""
 EVENTS = 10_000
 DAYS = 8
+LATEST_KILL = 2 / DAYS
+"""Of what the whole takes, after a start: two days' worth of work, so the deaths are spread over all of them."""
 SEED = 20261121
 
 
@@ -135,7 +135,7 @@ async def test_killed_anywhere_it_ends_with_the_same_bytes(exports: Exports) -> 
     while kills < KILLS:
         name = f"disturbed-{finished}"
         child = exports.start(name)
-        child.join(moments.uniform(0.2, min(0.8 * seconds, LATEST_KILL_SECONDS)))
+        child.join(moments.uniform(0.2, LATEST_KILL * seconds))
         child.kill()
         child.join()
         assert child.exitcode in (0, -9)

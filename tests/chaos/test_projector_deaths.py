@@ -71,7 +71,7 @@ class Projectors:
 
     def begun(self) -> int:
         """How often one of them has begun to project."""
-        return self._log.read_text().count("projecting the audit log from")
+        return self._log.read_text().count("reads the audit log from")
 
 
 @pytest.fixture

@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from coatcheck.archive.desk import ArchiveDesk
+from coatcheck.archive.shelf import open_shelf
 from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import NatsStatus, PostgresStatus
+from coatcheck.messaging.accounts import ARCHIVE, OBSERVER
 from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.service import serve
 from coatcheck.messaging.streams import ensure_streams
 from coatcheck.objects.destinations import Folder
 from coatcheck.training.columns import DataType, column_names
@@ -23,6 +27,7 @@ from coatcheck.training.scanning import ExportRefusedError, FinishedScan
 from schemas.event_payloads import Scored
 from schemas.events import JudgeScored
 from schemas.streams import AUDIT_LOG
+from schemas.subjects import archive_subject
 from tests.integration.nats_clients import client_as
 from tests.integration.training_lab import (
     FEATURE,
@@ -246,11 +251,13 @@ async def test_what_cannot_be_redacted_is_left_out_and_the_row_says_so(
 async def test_a_deliverable_that_is_gone_withholds_its_rows(
     nats: NatsStatus, database: PostgresStatus, maker: RunMaker, core: NatsClient, tmp_path: Path
 ) -> None:
-    """The events outlive the deliverables by weeks."""
+    """The events outlive the deliverables by weeks, and the archive never had them."""
     await maker.run(Texts())
     config = (await core.api("STREAM.INFO.agog_features_research"))["config"]
     await core.api("STREAM.UPDATE.agog_features_research", config | {"max_msgs": 1})
-    await export(nats, database, tmp_path)
+    desk = ArchiveDesk(open_shelf(str(tmp_path / "archive")))
+    async with serve(core, name=ARCHIVE, version="1.0.0", endpoints={archive_subject(OBSERVER): desk.handle}):
+        await export(nats, database, tmp_path)
     assert {row["withheld"] for row in rows(tmp_path / "out", DataType.SFT)} == {"messages: deliverable.expired"}
     [pair] = rows(tmp_path / "out", DataType.PREFERENCES)
     assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (None, None, None)
