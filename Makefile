@@ -9,7 +9,7 @@ export COATCHECK_DATA_DIR ?= .coatcheck
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test test-phoenix phoenix lint types layers format format-check check schema secrets bench soak-cluster soak-tools pins clean
+.PHONY: help demo up down status test test-phoenix phoenix lint types layers format format-check check schema secrets bench soak-cluster pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,9 +93,6 @@ secrets: $(VENV)/.run-stamp ## Make the certificates, keys and passwords for doc
 
 bench: $(VENV)/.dev-stamp ## Measure speed and size, as ratios
 	@$(BIN)/python -m tests.benchmarks
-
-soak-tools: $(VENV)/.dev-stamp ## Kill a hundred gateways under tool calls
-	@TOOL_DEATHS=100 $(BIN)/python -m pytest -q -s tests/chaos/test_tool_deaths.py
 
 pins: $(VENV)/.dev-stamp ## Write the installed versions to constraints.txt
 	@{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude coatcheck; } > constraints.new

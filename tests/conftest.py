@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-import hypothesis
 import pytest
 from temporalio.client import Client
 
@@ -23,9 +22,6 @@ from coatcheck.localstack.binaries import postgres_program
 from coatcheck.localstack.status import NatsStatus, PostgresStatus, TemporalStatus
 
 _numbers = itertools.count(1)
-
-hypothesis.settings.register_profile("shared", deadline=None)  # how long an example takes is the machine's affair
-hypothesis.settings.load_profile("shared")
 
 
 @pytest.hookimpl(wrapper=True)

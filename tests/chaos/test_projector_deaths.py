@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from coatcheck.localstack import LocalStack
+from coatcheck.messaging.accounts import PROJECTOR
 from tests.acceptance.program import environment
 from tests.integration.backbone_lab import Backbone, open_backbone
 from tests.integration.event_samples import rounds_of, sample_events, sample_key
@@ -71,7 +72,7 @@ class Projectors:
 
     def begun(self) -> int:
         """How often one of them has begun to project."""
-        return self._log.read_text().count("reads the audit log from")
+        return self._log.read_text().count(f"{PROJECTOR} reads the audit log from")
 
 
 @pytest.fixture
