@@ -4,6 +4,8 @@ Percentages of a capacity and not units of it (seed 001, 2.2), so that a bid mea
 limit or a machine gets more cores. Prices are integer micro-credits and come from bids alone.
 """
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,3 +41,30 @@ class Bid(BaseModel):
     def worst_case(self) -> int:
         """Micro-credits that have to be reserved for it."""
         return self.share * self.price
+
+
+MARKET_PRICES: Final = "market_prices"
+"""The key-value bucket, and the table, of the last clearing of each resource."""
+
+
+def market_key(resource: str) -> str:
+    """The resource's key in `market_prices`, where a colon may not stand."""
+    return resource.replace(":", ".")
+
+
+class MarketPrice(BaseModel):
+    """How a resource is shared out for an interval: what `market_prices` holds under `market_key`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    resource: ResourceName
+    interval: int
+    """Number of the interval; a later clearing has a higher one."""
+    price: UnitPrice
+    """Of one basis point for the interval."""
+    shares: Mapping[Slug, Annotated[int, Field(ge=0, le=WHOLE)]]
+    """Agent → basis points, its floor included; at most `WHOLE` together."""
+    floors: Mapping[Slug, Annotated[int, Field(ge=0, le=WHOLE)]]
+    """What remains of `shares` once `expires_at` has passed and nothing was cleared since."""
+    cleared_at: datetime
+    expires_at: datetime
