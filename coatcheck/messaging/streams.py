@@ -66,6 +66,7 @@ def stream_config(spec: StreamSpec, *, placement: Placement = _ANYWHERE) -> dict
         "max_msg_size": spec.max_msg_bytes,
         "max_consumers": -1,
         "num_replicas": placement.replicas,
+        "compression": spec.compression,
         # A direct get may be answered by a replica that lags: 558 of 1,500 reads right after the ack found nothing.
         "allow_direct": False,
         "deny_delete": True,
@@ -80,7 +81,8 @@ async def ensure_streams(
 ) -> list[StreamStatus]:
     """Create the streams that are missing; one that exists is left as it is and its drift reported.
 
-    Except for replicas: a stream that has too few gets more, which takes nothing away. None is ever taken.
+    Except for what takes nothing away: a stream that has too few replicas gets more, and never fewer; one whose blocks
+    are not compressed gets that for the blocks to come.
 
     Call `refuse_lost_streams` first. Safe to run in several processes at once.
 
@@ -105,9 +107,8 @@ async def ensure_streams(
             info = await _info(client, spec)
             if info is None:
                 info = await _create(client, spec, placement)
-            elif info["config"]["num_replicas"] < placement.replicas:
-                more = {**info["config"], "num_replicas": placement.replicas}
-                info = await client.api(f"STREAM.UPDATE.{spec.name}", more)
+            elif harmless := _harmless(info["config"], spec, placement):
+                info = await client.api(f"STREAM.UPDATE.{spec.name}", {**info["config"], **harmless})
         except MessagingRefusedError as error:
             if error.err_code not in _TOO_FEW_SERVERS:
                 raise
@@ -116,6 +117,12 @@ async def ensure_streams(
             ) from error
         statuses.append(_from_info(info, spec, placement))
     return statuses
+
+
+def _harmless(config: Mapping[str, Any], spec: StreamSpec, placement: Placement) -> dict[str, Any]:
+    """Settings that may be changed on a stream that is in use."""
+    more = {"num_replicas": placement.replicas} if config["num_replicas"] < placement.replicas else {}
+    return more | ({"compression": spec.compression} if config["compression"] != spec.compression else {})
 
 
 async def _create(client: NatsClient, spec: StreamSpec, placement: Placement) -> dict[str, Any]:

@@ -51,6 +51,7 @@ async def test_streams_are_as_declared(core: NatsClient) -> None:
         expected = {
             "retention": "limits",
             "storage": "file",
+            "compression": "s2",
             "discard": "old",
             "max_msgs": 10_000,
             "max_bytes": 1_073_741_824,
@@ -95,6 +96,17 @@ async def test_drift_is_reported_and_left_alone(core: NatsClient, change: dict[s
     [status] = await ensure_streams(core, [SPEC])
     assert any(line.startswith(complaint) for line in status.drift)
     assert (await core.api(f"STREAM.INFO.{SPEC.name}"))["config"] == before
+
+
+@pytest.mark.usefixtures("no_stream")
+async def test_a_stream_that_is_not_compressed_is_from_now_on(core: NatsClient) -> None:
+    """It takes nothing away, unlike all other differences, and what is stored stays."""
+    await core.api(f"STREAM.CREATE.{SPEC.name}", {**stream_config(SPEC), "compression": "none"})
+    ack = await core.publish("test.streams.kept", b"kept", message_id="kept", stream=SPEC.name)
+    [status] = await ensure_streams(core, [SPEC])
+    assert (status.drift, status.last_seq) == ([], ack.sequence)
+    assert (await core.api(f"STREAM.INFO.{SPEC.name}"))["config"]["compression"] == "s2"
+    assert (await core.fetch_by_sequence(SPEC.name, ack.sequence)).data == b"kept"
 
 
 async def test_missing_streams_are_left_out(core: NatsClient) -> None:
