@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 4
 TESTS ?= tests
 export COATCHECK_DATA_DIR ?= .coatcheck
 # Where it is set, each of the thousand processes that the tests start compiles our modules anew: three times as slow.
@@ -58,7 +58,7 @@ down: $(VENV)/.run-stamp ## Stop the local stack; its data stay
 status: $(VENV)/.run-stamp ## Show what runs and where
 	@$(BIN)/coatcheck status || test $$? -eq 3
 
-test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=2)
+test: $(VENV)/.dev-stamp ## Run the tests on real servers (TESTS=path, WORKERS=4)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-phoenix: $(VENV)/.dev-stamp $(VENV)-phoenix/.stamp ## Run the contract tests against a real Phoenix

@@ -527,6 +527,7 @@ async def test_a_reset_run_is_the_same_run(lab: Lab) -> None:
 async def test_a_run_that_goes_on_after_its_end_is_open_again(lab: Lab) -> None:
     """Reset after it was terminated and put right; then it ends again, and each of the three is told once."""
     handle, key = await lab.start("reset-ended")
+    await first_task(handle)
     await handle.terminate(reason="by mistake")
     await lab.compare()
     again = await reset(lab, handle)
@@ -559,20 +560,25 @@ async def test_a_row_of_somebody_else_is_left_alone(lab: Lab) -> None:
     assert (await lab.compare()).open_rows == 0
 
 
-async def reset(lab: Lab, handle: Handle) -> Handle:
-    """Take a run back to its first workflow task; its new execution."""
+async def first_task(handle: Handle) -> int:
+    """Wait until the run's first workflow task is completed; a run that ends before has nothing to go back to."""
     async with asyncio.timeout(20):
         while True:
             history = await handle.fetch_history()
-            done = [e.event_id for e in history.events if e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED]
-            if done:
-                break
+            for event in history.events:
+                if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+                    return event.event_id
             await asyncio.sleep(0.01)
+
+
+async def reset(lab: Lab, handle: Handle) -> Handle:
+    """Take a run back to its first workflow task; its new execution."""
+    task = await first_task(handle)
     answer = await lab.client.workflow_service.reset_workflow_execution(
         ResetWorkflowExecutionRequest(
             namespace=lab.client.namespace,
             workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=handle.first_execution_run_id or ""),
-            workflow_task_finish_event_id=done[0],
+            workflow_task_finish_event_id=task,
             reason="test",
             request_id=handle.id,
         )
