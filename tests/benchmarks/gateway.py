@@ -7,6 +7,8 @@ report. So the figures are what the orchestration costs, and not what the script
 import asyncio
 import functools
 import os
+import random
+from pathlib import Path
 from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
@@ -21,7 +23,9 @@ from schemas.roles import SUBMIT_REPORT
 from workers import gateway
 from workers.runner import run_main
 
-SENTENCE = "The search forgives one typing error and pages its results. "
+ROOT = Path(__file__).parents[2]
+WORDS = " ".join(path.read_text() for path in sorted(ROOT.glob("docs/**/*.md"))).split()
+"""As often as people use them, but in an order of their own: the stores compress, and no report is like another."""
 VERDICTS: dict[str, dict[str, Any]] = {
     'kind="review" round="1"': {
         "verdict": "revise",
@@ -38,7 +42,8 @@ class PreparedModel(Model):
     def __init__(self, *, latency_seconds: float, report_bytes: int) -> None:
         super().__init__()
         self._latency_seconds = latency_seconds
-        self._report = (SENTENCE * (report_bytes // len(SENTENCE) + 1))[:report_bytes]
+        self._report_bytes = report_bytes
+        self._random = random.Random()
 
     @property
     def model_name(self) -> str:
@@ -59,7 +64,9 @@ class PreparedModel(Model):
         """The one answer."""
         if self._latency_seconds:
             await asyncio.sleep(self._latency_seconds)
-        arguments = {"report": self._report, "summary": "Prepared report for a benchmark.", "complexity": "Medium"}
+        words = self._random.choices(WORDS, k=self._report_bytes // 4)
+        report = " ".join(words).encode()[: self._report_bytes].decode(errors="ignore")
+        arguments = {"report": report, "summary": "Prepared report for a benchmark.", "complexity": "Medium"}
         call = ToolCallPart(SUBMIT_REPORT, {**arguments, **_verdict(str(messages[0].parts[-1].content))}, "call-1")
         usage = RequestUsage(input_tokens=5000, output_tokens=5000)
         return ModelResponse(parts=[call], usage=usage, model_name="prepared")
