@@ -70,9 +70,12 @@ async def list_tools(*, as_json: bool, data_dir: Path) -> None:
     settings = load_settings(data_dir)
     servers = load_config(settings.config_file).mcp
     found = await offers(settings)
+    if not servers:
+        tell("coatcheck.toml has no MCP server")
+        tell("hint: docs/how-to/tools.md has an example of [mcp.<name>]")
     if as_json:
         emit_json(found)
-    else:
+    elif found.servers:
         emit(columns(("server", "state", "tool", "name for models", "agents", "called again"), _rows(found, servers)))
     if missing := [health for health in found.servers if health.state != "up"]:
         raise ToolCallError("; ".join(f"{it.server} is {it.state}: {it.reason}" for it in missing))

@@ -1,4 +1,4 @@
-"""What model calls took: tokens and cost by call, stage, agent, model, run, tenant or day.
+"""What calls of models and of priced tools took: tokens and cost by call, stage, agent, model, run, tenant or day.
 
 All sums are PostgreSQL's, which adds NUMERIC exactly; the total comes from the same statement as its parts, so that
 they agree whatever is written meanwhile.
@@ -52,7 +52,7 @@ class Spending(BaseModel):
     unmetered: int = 0
     """Finished rounds of command agents, which call their providers themselves: not among calls, turns and tokens."""
     models: list[str]
-    """`provider:model` that wrote the answers, in alphabetical order."""
+    """`provider:model` that wrote the answers, and `tool:server` of priced tools, in alphabetical order."""
     first_at: datetime | None
     """Begin of the earliest call that is known; `None` when there is none."""
     last_at: datetime | None

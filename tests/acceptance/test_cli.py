@@ -277,6 +277,15 @@ def test_doctor_finds_nothing_wrong(cli: Cli) -> None:
     assert isolation.split(":")[0] in {"bubblewrap", "namespaces", "limits only"}
 
 
+def test_tools_without_a_server_are_no_empty_table(cli: Cli) -> None:
+    """It says what is missing, and where an example is."""
+    listed = cli("tools", "list")
+    assert (listed.code, listed.out) == (0, "")
+    assert "has no MCP server" in listed.err
+    assert "docs/how-to/tools.md" in listed.err
+    assert cli("tools", "list", "--json").json == {"kind": "offers", "tools": [], "servers": []}
+
+
 def test_unknown_runs_are_said_to_be_unknown(cli: Cli) -> None:
     """Exit code 1 and where to look."""
     for command in ("watch", "progress", "pause", "events"):

@@ -259,8 +259,8 @@ async def stored_bytes(stack: LocalStack, batches: int = 15, runs: int = 40) -> 
     """Bytes that a run leaves behind in all three stores, five deliverables of 20 KB each.
 
     JetStream compresses a block of 8 MB once it is full: 600 runs fill one and a half for each agent, from an empty
-    stack on, so what is not compressed yet has its usual share. Between the batches the tables are vacuumed, as autovacuum does every minute: what a row occupied before it was updated is
-    used again.
+    stack on, so what is not compressed yet has its usual share. Between the batches the tables are vacuumed, as
+    autovacuum does every minute: what a row occupied before it was updated is used again.
     """
     status = stack.status()
     assert status.temporal is not None

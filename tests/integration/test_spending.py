@@ -181,6 +181,25 @@ async def test_turns_whose_task_was_removed_still_count(pool: Pool) -> None:
     assert (await spending(pool, Dimension.RUN)).total.calls == 10
 
 
+async def test_a_tool_that_costs_something_counts(pool: Pool) -> None:
+    """By whatever one asks; a tool that costs nothing is no line."""
+    await store(pool, [Turn()])
+    await pool.executemany(
+        "INSERT INTO tool_calls (task_key, tool_call_id, agent_id, server, tool, status, gateway_id, repeatable,"
+        " request_sha256, outcome, cost_usd, started_at) VALUES ($1, $2, 'cynthia', $2, 't', 'result', 'g', true,"
+        " repeat('a', 64), '{}', $3, $4)",
+        [(Turn().task_key, server, cost, START) for server, cost in (("maps", Decimal("0.25")), ("free", Decimal(0)))],
+    )
+    report = await spending(pool, Dimension.MODEL)
+    assert [(row.label["model"], row.cost_usd) for row in report.rows] == [
+        ("openai:m", Decimal("0.5")),
+        ("tool:maps", Decimal("0.25")),
+    ]
+    assert (report.total.cost_usd, report.total.calls, report.total.turns) == (Decimal("0.75"), 1, 1)
+    [stage] = (await spending(pool, Dimension.STAGE, run_key="feature/a/1", tenant="acme")).rows
+    assert (stage.cost_usd, stage.unpriced, stage.models) == (Decimal("0.75"), 0, ["openai:m", "tool:maps"])
+
+
 async def test_a_command_agents_round_is_unknown_and_not_free(pool: Pool) -> None:
     """It has no turns; whatever it is part of has no known cost. A finished round with turns counts by them alone."""
     await store(pool, HAND_MADE[-2:])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from mcp.server import MCPServer
+from openinference.semconv.trace import SpanAttributes
 from pydantic import SecretStr
 
 from coatcheck.agents.author import ModelAuthor
@@ -19,6 +20,8 @@ from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
+from coatcheck.telemetry.run_trace import RunTrace
+from coatcheck.telemetry.spans import Kind
 from schemas import errors
 from schemas.events import ToolCompleted
 from schemas.mcp import McpServer
@@ -79,6 +82,10 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
     told = [event.payload for event in round_lab.events if isinstance(event, ToolCompleted)]
     assert [(it.tool, it.outcome) for it in told] == [("time__get_current_time", "ok"), ("git__git_log", "ok")]
     assert notice.metadata.cost_usd == Decimal("0.01")
+    trace = RunTrace(round_lab.run_key)
+    spans = [span for event in round_lab.events for span in trace.add(event)]
+    names = [span.attributes[SpanAttributes.TOOL_NAME] for span in spans if span.kind is Kind.TOOL]
+    assert names == ["time__get_current_time", "git__git_log"]
 
 
 async def _repository(folder: Path) -> Path:

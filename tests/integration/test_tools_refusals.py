@@ -13,13 +13,16 @@ import pytest
 from coatcheck.errors import DeliverableTooLargeError, NotAuthorizedError
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
+from coatcheck.messaging.work_queue import ACK_WAIT_SECONDS
 from coatcheck.storage.database import Pool
+from coatcheck.storage.tool_calls import tool_call_rows
 from schemas import errors
 from schemas.mcp import ListTools, ReadResult, ToolOutcome, ToolRefused
 from schemas.streams import MCP_REQUESTS
 from schemas.subjects import tool_request_subject, tools_subject
-from tests.integration.tool_lab import ToolLab, agent_as, open_lab
+from tests.integration.tool_lab import ToolLab, agent_as, counting_server, make_queues, open_lab
 from tests.providers.gateway import record_task
+from tests.tools.gateway import GatewayOrder, start
 
 
 @pytest.fixture
@@ -198,6 +201,35 @@ async def test_a_slow_server_does_not_hold_up_others(lab: ToolLab) -> None:
         assert time.monotonic() - began < 1.5
         assert not any(task.done() for task in slow)
         assert {outcome.status for outcome in await asyncio.gather(*slow)} == {"result"}
+
+
+async def test_a_rate_is_kept_by_all_gateways_together(lab: ToolLab) -> None:
+    """600 a minute are 10 a second and a burst of 100, however many gateways there are; nobody is refused."""
+    async with lab.gateway(requests_per_minute=600, max_concurrent=50) as one, lab.gateway(requests_per_minute=600):
+        await one.beat()  # now each of the two has heard of the other
+        calls = [lab.roy.ask(lab.call("echo", text=str(number))) for number in range(115)]
+        assert {outcome.status for outcome in await asyncio.gather(*calls)} == {"result"}
+        begun = sorted(row.created_at for row in await tool_call_rows(lab.pool, limit=200))
+    late = [(moment - begun[0]).total_seconds() for moment in begun]
+    assert all(seconds >= (number - 100) / 10 - 0.2 for number, seconds in enumerate(late)), late
+
+
+async def test_a_killed_gateways_call_is_with_another_within_five_seconds_of_its_deadline(
+    lab: ToolLab, gateway_dsn: str, tmp_path: Path
+) -> None:
+    """With the product's own times: it was killed in the call, and the other one makes an idempotent call again."""
+    config = {lab.name: counting_server(lab.ledger, idempotent=("count",), timeout_seconds=60)}
+    await make_queues(lab.core, config)
+    first = start(GatewayOrder(lab.server, gateway_dsn, config, ready=tmp_path / "ready", hurried=False))
+    asking = asyncio.create_task(lab.roy.ask_patiently(lab.call("count", key="a", seconds=1.5)))
+    await lab.until(lambda rows: [row.status for row in rows] == ["called"])
+    async with lab.gateway(idempotent=("count",), timeout_seconds=60):
+        first.kill()
+        killed = time.monotonic()
+        first.join()
+        await lab.until(lambda rows: rows[0].calls == 2)
+        assert time.monotonic() - killed <= ACK_WAIT_SECONDS + 5
+        assert (await asking).text == "counted a"
 
 
 async def test_two_gateways_share_the_calls(lab: ToolLab) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from coatcheck.errors import MessagingUnavailableError
 from coatcheck.events.dead_letters import DeadLetter, read_dead_letters
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
@@ -68,6 +69,14 @@ class Agent:
     async def ask_once(self, request: CallTool | ListTools | ReadResult) -> ToolReply:
         """One request."""
         return ToolsReply.model_validate_json(await self.request(request.model_dump_json().encode())).root
+
+    async def ask_patiently(self, request: CallTool) -> Any:
+        """Ask until it is settled, also while no gateway answers."""
+        while True:
+            try:
+                return await self.ask(request)
+            except MessagingUnavailableError:
+                await asyncio.sleep(0.05)
 
     async def ask(self, request: CallTool | ListTools | ReadResult) -> Any:
         """Ask until it is settled."""

@@ -21,6 +21,7 @@ from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging import work_queue
 from coatcheck.storage import tool_calls
 from coatcheck.storage.database import open_pool
+from coatcheck.storage.journal import LEASE as PRODUCT_LEASE
 from schemas.mcp import McpServer
 from tests.integration.nats_clients import client_as
 from tests.integration.tool_lab import open_tools
@@ -41,24 +42,31 @@ class GatewayOrder:
     servers: Mapping[str, McpServer]
     failpoints: str = ""
     ready: Path = field(default_factory=Path)
+    hurried: bool = True
+    """With the times above; otherwise with the product's."""
 
 
 def main(order: GatewayOrder) -> None:
     """Serve until killed."""
     os.environ["COATCHECK_FAILPOINTS"] = order.failpoints
     random.seed()  # forked processes would die at the same moments
+    if order.hurried:
+        _hurry()
+    uvloop.run(_serve(order))
+
+
+def _hurry() -> None:
     work_queue.WORKING_SECONDS = ACK_WAIT_SECONDS / 4  # type: ignore[misc]
     desk.POLL_SECONDS = POLL_SECONDS  # type: ignore[misc]
     # Nothing in the product is unlucky so often; here it would end calls before they are made.
     calls.MAX_DELIVERIES = tool_calls.MOST_CALLS = MANY  # type: ignore[misc]
-    uvloop.run(_serve(order))
 
 
 async def _serve(order: GatewayOrder) -> None:
     async with (
         open_pool(order.dsn, min_size=0) as pool,
         client_as(order.nats, "gateway") as nats,
-        open_tools(order.servers, pool=pool, nats=nats, lease=LEASE),
+        open_tools(order.servers, pool=pool, nats=nats, lease=LEASE if order.hurried else PRODUCT_LEASE),
     ):
         order.ready.touch()
         await asyncio.Event().wait()

@@ -7,6 +7,8 @@
 --
 -- Turns are joined from the left: what was paid for counts also where rows of its task were removed.
 --
+-- Calls of tools that cost something are lines of the model `tool:<server>`, without turns and tokens.
+--
 -- A finished round without turns, whose notice has no cost, is a command agent's, which pays its provider itself: one
 -- line without numbers, so that what it is part of is unknown, and not 0.
 WITH kept AS (
@@ -14,6 +16,11 @@ WITH kept AS (
         task_key, turn, agent_id, model, status, error_code, calls, tokens_in, tokens_out, tokens_cached, cost_usd,
         started_at, completed_at
     FROM llm_turns
+    UNION ALL
+    SELECT
+        task_key, NULL, agent_id, 'tool:' || server, 'tool', error_code, 0, 0, 0, 0, cost_usd, started_at, completed_at
+    FROM tool_calls
+    WHERE cost_usd > 0
     UNION ALL
     SELECT
         execution_id COLLATE "C", NULL, agent_id, 'command', 'unmetered', NULL, 0, 0, 0, 0, NULL,
@@ -58,7 +65,7 @@ SELECT
     coalesce(sum(cost_usd), 0) AS priced_usd,
     count(*) FILTER (WHERE status = 'done' AND cost_usd IS NULL) AS unpriced,
     count(*) FILTER (WHERE status = 'unmetered') AS unmetered,
-    coalesce(array_agg(DISTINCT model ORDER BY model) FILTER (WHERE status IN ('done', 'unmetered')), '{}') AS models,
+    coalesce(array_agg(DISTINCT model ORDER BY model) FILTER (WHERE status IN ('done', 'unmetered', 'tool')), '{}') AS models,
     min(started_at) AS first_at,
     max(coalesce(completed_at, started_at)) AS last_at
 FROM turn
