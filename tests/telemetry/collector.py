@@ -38,6 +38,10 @@ class Collector:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Be away from now on."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
