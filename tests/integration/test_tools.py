@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import uvicorn
 from mcp.server import MCPServer
-from openinference.semconv.trace import SpanAttributes
 from pydantic import SecretStr
 
 from coatcheck.agents.author import ModelAuthor
@@ -20,8 +19,6 @@ from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
-from coatcheck.telemetry.run_trace import RunTrace
-from coatcheck.telemetry.spans import Kind
 from schemas import errors
 from schemas.events import ToolCompleted
 from schemas.mcp import McpServer
@@ -51,7 +48,7 @@ async def test_a_call_is_made_once_and_told_as_often_as_it_is_asked_for(lab: Too
     assert (row.task_key, row.status, row.calls, row.repeatable) == (lab.task_key, "result", 1, False)
 
 
-async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolLab, tmp_path: Path) -> None:
+async def test_an_agents_turn_uses_servers_that_nobody_here_wrote(lab: ToolLab, tmp_path: Path) -> None:
     """The loop of a real round: tools are offered under their server's name, called, told as events, paid."""
     repository = await _repository(tmp_path / "repository")
     here = (sys.executable, "-m")
@@ -59,6 +56,7 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
     others = {
         "time": McpServer(command=(*here, "mcp_server_time"), tools=("get_current_time",), cost_usd="0.01", **common),
         "git": McpServer(command=(*here, "mcp_server_git", "--repository", str(repository)), tools=("*",), **common),
+        "files": McpServer(command=(*here, "filesystem_mcp", str(repository)), tools=("write_file",), **common),
     }
     round_lab = RoundLab(lab.server, tmp_path / "rounds", lambda _: lab.roy.nats)
     task = round_lab.task("backend")
@@ -67,6 +65,9 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
         [
             [("time__get_current_time", {"timezone": "Europe/Berlin"})],
             [("git__git_log", {"repo_path": str(repository), "max_count": 1}), ("time__convert_time", {})],
+            [("files__write_file", {"path": str(repository / "b.txt"), "content": "b"})],
+            [("git__git_status", {"repo_path": str(repository)})],
+            [("files__write_file", {"path": str(tmp_path / "outside.txt"), "content": "b"})],
             submits(),
         ]
     )
@@ -77,15 +78,19 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
     assert "Europe/Berlin" in model.told(2)[0]
     assert "Because it is the first" in model.told(3)[0]
     assert "Unknown tool name: 'time__convert_time'" in model.told(3)[1]  # not on the list
+    assert "b.txt" in model.told(5)[0]  # git's server sees what the other one has written
+    assert not (tmp_path / "outside.txt").exists()
     offered = {tool["name"] for tool in model.requests[0].parameters["function_tools"]}
     assert {"git__git_log", "git__git_commit", "time__get_current_time", "read_tool_result"} <= offered
     told = [event.payload for event in round_lab.events if isinstance(event, ToolCompleted)]
-    assert [(it.tool, it.outcome) for it in told] == [("time__get_current_time", "ok"), ("git__git_log", "ok")]
+    assert [(it.tool, it.outcome) for it in told] == [
+        ("time__get_current_time", "ok"),
+        ("git__git_log", "ok"),
+        ("files__write_file", "ok"),
+        ("git__git_status", "ok"),
+        ("files__write_file", "error"),
+    ]
     assert notice.metadata.cost_usd == Decimal("0.01")
-    trace = RunTrace(round_lab.run_key)
-    spans = [span for event in round_lab.events for span in trace.add(event)]
-    names = [span.attributes[SpanAttributes.TOOL_NAME] for span in spans if span.kind is Kind.TOOL]
-    assert names == ["time__get_current_time", "git__git_log"]
 
 
 async def _repository(folder: Path) -> Path:
