@@ -3,18 +3,13 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from mcp.server import MCPServer
-from pydantic import SecretStr
 
 from coatcheck.agents.author import ModelAuthor
-from coatcheck.cli.assistance import ByToken
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool
@@ -24,7 +19,7 @@ from schemas.events import ToolCompleted
 from schemas.mcp import McpServer
 from schemas.roles import DEFAULT_ROLES
 from tests.integration.round_lab import PreparedTurns, RoundLab, submits
-from tests.integration.tool_lab import ToolLab, open_lab
+from tests.integration.tool_lab import ToolLab, http_server, open_lab
 from tests.providers.gateway import record_task
 
 
@@ -107,7 +102,7 @@ async def _repository(folder: Path) -> Path:
 async def test_a_server_speaks_streamable_http(lab: ToolLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its secret in a header; a body that is too long is cut off, and the next call is answered."""
     monkeypatch.setenv("HTTP_AUTH", "Bearer t0ken")
-    async with _http_server() as url:
+    async with http_server() as url:
         common: dict[str, Any] = {"agents": ("roy",), "tools": ("*",), "timeout_seconds": 20}
         others = {
             "http": McpServer(url=url, headers={"Authorization": "HTTP_AUTH"}, max_result_bytes=100_000, **common),
@@ -122,25 +117,3 @@ async def test_a_server_speaks_streamable_http(lab: ToolLab, monkeypatch: pytest
             assert (await lab.roy.ask(lab.call("repeat", server="http", text="ab", times=1))).text == "ab"
             refused = await lab.roy.ask(lab.call("repeat", server="no-token", text="x", times=1))
             assert (refused.kind, refused.code) == ("refused", errors.TOOL_UNAVAILABLE)
-
-
-@asynccontextmanager
-async def _http_server() -> AsyncIterator[str]:
-    """A server made with the SDK, behind a token."""
-    server: MCPServer[Any] = MCPServer("http", log_level="WARNING")
-
-    @server.tool()
-    def repeat(text: str, times: int) -> str:
-        """Say it so often."""
-        return text * times
-
-    app = server.streamable_http_app(json_response=True)
-    config = uvicorn.Config(ByToken({SecretStr("t0ken"): app}), port=0, lifespan="off", log_level="error")
-    web = uvicorn.Server(config)
-    async with app.router.lifespan_context(app):
-        serving = asyncio.create_task(web.serve())
-        while not web.started:
-            await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/mcp"
-        web.should_exit = True
-        await serving

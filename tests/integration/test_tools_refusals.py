@@ -2,25 +2,30 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp_types import CallToolResult
 
-from coatcheck.errors import DeliverableTooLargeError, NotAuthorizedError
+from coatcheck.errors import DeliverableTooLargeError, NotAuthorizedError, ToolServerError
+from coatcheck.gateway.tools.server import as_text, open_servers
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.work_queue import ACK_WAIT_SECONDS
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
 from schemas import errors
-from schemas.mcp import ListTools, ReadResult, ToolOutcome, ToolRefused
+from schemas.mcp import ListTools, McpServer, ReadResult, ToolOutcome, ToolRefused
 from schemas.streams import MCP_REQUESTS
 from schemas.subjects import tool_request_subject, tools_subject
-from tests.integration.tool_lab import ToolLab, agent_as, counting_server, make_queues, open_lab
+from tests.integration.nats_clients import client_as
+from tests.integration.tool_lab import ToolLab, agent_as, counting_server, http_server, make_queues, open_lab
 from tests.providers.gateway import record_task
 from tests.tools.gateway import GatewayOrder, start
 
@@ -157,6 +162,44 @@ async def test_the_breaker_opens_and_one_call_tries_again(lab: ToolLab) -> None:
             while (await lab.roy.ask(lab.call("echo", text="x"))).status != "result":
                 await asyncio.sleep(0.1)
         assert (await lab.roy.ask(lab.call("count", key="b"))).status == "result"
+
+
+async def test_gateways_share_the_breaker_of_a_server_with_a_url(
+    nats_server: NatsStatus, core: NatsClient, nats: NatsClient
+) -> None:
+    """One gateway finds it away, the other one does not even ask; when it is back, one call of the two tries first."""
+    assert core
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    name = f"forge-{port}"
+    away = McpServer(url=f"http://127.0.0.1:{port}/mcp", failures_to_open=2, open_seconds=0.5, timeout_seconds=20)
+    async with (
+        AsyncExitStack() as later,
+        client_as(nats_server, "gateway") as other_nats,
+        open_servers({name: away}, {}, nats=nats) as first,
+        open_servers({name: away}, {}, nats=other_nats) as second,
+    ):
+        one, two = first[name], second[name]
+        for _ in range(2):
+            with pytest.raises(ToolServerError, match="cannot be reached"):
+                await one.call("repeat", {"text": "x", "times": 1})
+        async with asyncio.timeout(5):
+            while two.health().state != "open":
+                await asyncio.sleep(0.01)
+        with pytest.raises(ToolServerError, match="not asked for now"):
+            await two.call("repeat", {"text": "x", "times": 1})
+        await later.enter_async_context(http_server(port=port, token=None))  # and ends after its clients
+        async with asyncio.timeout(20):
+            tried: list[Any] = []
+            while not any(isinstance(it, CallToolResult) for it in tried):
+                await asyncio.sleep(0.05)
+                calls = [server.call("repeat", {"text": "ab", "times": 1}) for server in (one, two)]
+                tried = await asyncio.gather(*calls, return_exceptions=True)
+            assert sum(isinstance(it, ToolServerError) for it in tried) == 1
+            while one.health().state == "open" or two.health().state == "open":
+                await asyncio.sleep(0.01)
+            assert as_text(await two.call("repeat", {"text": "ab", "times": 2})) == "abab"
 
 
 async def test_a_server_sees_the_variables_that_are_named_and_no_others(
