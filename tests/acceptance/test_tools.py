@@ -284,6 +284,27 @@ async def test_over_http_nonsense_is_refused_and_harms_nobody(url: str) -> None:
         assert "progress" in await _tools_with(url, "read")
 
 
+def test_what_is_not_well_is_said(stack: LocalStack, cli: Cli) -> None:
+    """A server that has died, until it is needed again; then a gateway that is not there: neither hangs."""
+    assert cli("tools", "call", "count", "die").code == 1
+    [health] = [it for it in cli("status", "--json").json["tools"] if it["server"] == "count"]
+    assert (health["state"], "ended" in health["reason"]) == ("failed", True)
+    assert _finding(cli, "tools")["verdict"] == "ok"  # it asked for its tools, so it was started again
+    stack.stop_member("gateway")
+    try:
+        assert {it["reason"] for it in cli("status", "--json").json["tools"]} == {"no gateway serves tools"}
+        found = _finding(cli, "tools")
+        assert (found["verdict"], "coatcheck worker gateway" in found["remedy"]) == ("down", True)
+        refused = cli("tools", "call", "count", "echo", '{"text": "x"}')
+        assert (refused.code, "no gateway serves tools" in refused.err) == (3, True)
+    finally:
+        stack.start_member("gateway")
+
+
+def _finding(cli: Cli, check: str) -> dict[str, Any]:
+    return next(item for item in cli("doctor", "--json").json if item["check"] == check)
+
+
 def test_without_a_token_nothing_is_served(cli: Cli) -> None:
     """Misuse, with the remedy."""
     for variables in ({}, {"COATCHECK_MCP_TOKEN": ""}):  # an empty one would be everybody's

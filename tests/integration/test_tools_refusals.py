@@ -16,13 +16,14 @@ from mcp_types import CallToolResult
 from coatcheck.errors import DeliverableTooLargeError, NotAuthorizedError, ToolServerError
 from coatcheck.gateway.tools.server import as_text, open_servers
 from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging import work_queue
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.work_queue import ACK_WAIT_SECONDS
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
 from schemas import errors
 from schemas.mcp import ListTools, McpServer, ReadResult, ToolOutcome, ToolRefused
-from schemas.streams import MCP_REQUESTS
+from schemas.streams import MCP_REQUESTS, tool_queue
 from schemas.subjects import tool_request_subject, tools_subject
 from tests.integration.nats_clients import client_as
 from tests.integration.tool_lab import ToolLab, agent_as, counting_server, http_server, make_queues, open_lab
@@ -164,6 +165,25 @@ async def test_the_breaker_opens_and_one_call_tries_again(lab: ToolLab) -> None:
         assert (await lab.roy.ask(lab.call("count", key="b"))).status == "result"
 
 
+async def test_a_server_that_does_not_even_start_holds_up_no_turn(lab: ToolLab) -> None:
+    """Asked for its tools it says nothing, twice; from then on nobody waits for it, and another one's are offered."""
+    silent = McpServer(
+        command=("sh", "-c", "cat > /dev/null"), agents=("roy",), tools=("*",), timeout_seconds=1, failures_to_open=2
+    )
+    async with lab.gateway(others={"silent": silent}):
+        for _ in range(2):
+            await lab.roy.ask(ListTools())
+        began = time.monotonic()
+        offers = await lab.roy.ask(ListTools())
+        assert time.monotonic() - began < 0.9
+        assert "echo" in {offer.tool for offer in offers.tools}
+        health = {it.server: it for it in offers.servers}
+        assert (health["silent"].state, health[lab.name].state) == ("open", "up")
+        assert "did not answer in time" in health["silent"].reason
+        refused = await lab.roy.ask(lab.call("anything", server="silent"))
+        assert (refused.kind, refused.code) == ("refused", errors.TOOL_UNAVAILABLE)
+
+
 async def test_gateways_share_the_breaker_of_a_server_with_a_url(
     nats_server: NatsStatus, core: NatsClient, nats: NatsClient
 ) -> None:
@@ -215,9 +235,11 @@ async def test_a_server_sees_the_variables_that_are_named_and_no_others(
 
 
 async def test_a_changed_list_of_tools_is_read_again(lab: ToolLab) -> None:
-    """The server tells that its tools have changed; the next question has them."""
+    """Asked for once, until the server tells that its tools have changed; the next question has them."""
     async with lab.gateway():
-        await lab.roy.ask(lab.call("rename"))
+        for _ in range(3):
+            await lab.roy.ask(ListTools())
+        assert (await lab.roy.ask(lab.call("rename"))).text == "listed 1 times"
         async with asyncio.timeout(5):
             while "renamed" not in {offer.tool for offer in (await lab.roy.ask(ListTools())).tools}:
                 await asyncio.sleep(0.02)
@@ -273,6 +295,21 @@ async def test_a_killed_gateways_call_is_with_another_within_five_seconds_of_its
         await lab.until(lambda rows: rows[0].calls == 2)
         assert time.monotonic() - killed <= ACK_WAIT_SECONDS + 5
         assert (await asking).text == "counted a"
+
+
+async def test_a_long_call_stays_with_its_gateway(lab: ToolLab, monkeypatch: Any) -> None:
+    """It lasts for three times as long as a silent gateway may keep a job, and nobody else is given it."""
+    monkeypatch.setattr(work_queue, "ACK_WAIT_SECONDS", 0.6)
+    monkeypatch.setattr(work_queue, "WORKING_SECONDS", 0.15)
+    async with lab.gateway(), lab.gateway():
+        call = asyncio.create_task(lab.roy.ask(lab.call("count", key="a", seconds=1.8)))
+        await lab.until(lambda rows: [row.status for row in rows] == ["called"])
+        while not call.done():
+            queue = await lab.core.api(f"CONSUMER.INFO.{MCP_REQUESTS.name}.{tool_queue(lab.name)}", {})
+            assert (queue["num_redelivered"], queue["num_ack_pending"] <= 1) == (0, True)
+            await asyncio.wait([call], timeout=0.1)
+        assert (await call).text == "counted a"
+    assert lab.counted() == {"a": 1}
 
 
 async def test_two_gateways_share_the_calls(lab: ToolLab) -> None:

@@ -75,24 +75,34 @@ class ToolServer:
         """Its tools by name, as of its latest notice of a change; the server is started when need be.
 
         Raises:
-            ToolServerError: it cannot be started, or does not tell.
+            ToolServerError: it cannot be started, does not tell, or is not asked while its breaker is open.
         """
         if self._tools is None:
-            client = await self._connected()
-            found: dict[str, Tool] = {}
-            cursor: str | None = None
-            with self._answering(reached=False):
-                async with asyncio.timeout(self.config.timeout_seconds):
-                    for _ in range(MAX_PAGES):
-                        page = await client.list_tools(cursor=cursor)
-                        found |= {tool.name: tool for tool in page.tools}
-                        if (cursor := page.next_cursor) is None:
-                            break
-            self._tools = found
+            async with self._asking():
+                self._tools = await self._listed()
         return self._tools
 
-    async def offers(self) -> list[ToolOffer]:
-        """The tools that may be called, in the order of their names; raises as `tools` does."""
+    async def _listed(self) -> dict[str, Tool]:
+        client = await self._connected()
+        found: dict[str, Tool] = {}
+        cursor: str | None = None
+        with self._answering(reached=False):
+            async with asyncio.timeout(self.config.timeout_seconds):
+                for _ in range(MAX_PAGES):
+                    page = await client.list_tools(cursor=cursor)
+                    found |= {tool.name: tool for tool in page.tools}
+                    if (cursor := page.next_cursor) is None:
+                        break
+        return found
+
+    async def offers(self, *, only_if_up: bool = False) -> list[ToolOffer]:
+        """The tools that may be called, in the order of their names; raises as `tools` does.
+
+        Args:
+            only_if_up: Start a server that has ended, where its last list would do for agents.
+        """
+        if only_if_up and self._client is None:
+            self._tools = None
         found = await self.tools()
         return [
             ToolOffer(
@@ -169,13 +179,19 @@ class ToolServer:
         Raises:
             ToolServerError: no usable answer; it says whether the server may have been given the call.
         """
-        began = await self._begin()
-        self._in_flight += 1
-        try:
+        async with self._asking():
             client = await self._connected()
             with self._answering(reached=True):
                 async with asyncio.timeout(self.config.timeout_seconds):
-                    result = await client.call_tool(tool, dict(arguments))
+                    return await client.call_tool(tool, dict(arguments))
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
+        """Tell the breaker how it ended; raises when it is open."""
+        began = await self._begin()
+        self._in_flight += 1
+        try:
+            yield
         except ToolServerError as error:
             if error.tool_code in _ANSWERS:
                 await self._breakers.succeed(self.name, began=began)
@@ -185,10 +201,9 @@ class ToolServer:
         finally:
             self._in_flight -= 1
         await self._breakers.succeed(self.name, began=began)
-        return result
 
     async def _begin(self) -> float:
-        """When the call begins, by the breakers' clock; while the breaker is open, one call may try again."""
+        """When it begins, by the breakers' clock; while the breaker is open, one call may try again."""
         if self._breakers.state(self.name).closed():
             return self._breakers.now()
         taken = await self._breakers.take_probe(self.name)
