@@ -193,6 +193,8 @@ def test_what_a_run_called_is_in_its_log_its_costs_its_events_and_its_trace(cli:
         for row in cli("cost", "--run", run, "--by", "model", "--json").json["rows"]
     }
     assert Decimal(spent["tool:time"]) == Decimal("0.50")
+    for stages in (cli("why", run, "--json").json["stages"], cli("progress", run, "--json").json["stages"]):
+        assert {row["stage"]: Decimal(row["cost_usd"]) for row in stages}["research"] == Decimal("0.50")
     lines = cli("events", run, "--type", "tool.completed", "--json").out.splitlines()
     told = [json.loads(line)["payload"] for line in lines]
     mine = {item["tool_call_id"]: item["outcome"] for item in told if item["tool"] == "time__get_current_time"}

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,12 @@ async def test_a_server_that_misbehaves_spoils_its_own_calls_alone(lab: ToolLab)
             slowest = max(slowest, time.monotonic() - began)
 
     async with lab.gateway(
-        "flood=readOnlyHint", timeout_seconds=2, failures_to_open=100, max_result_bytes=100_000, others={"other": other}
+        "flood=readOnlyHint",
+        timeout_seconds=2,
+        failures_to_open=100,
+        max_result_bytes=100_000,
+        cost_usd="0.5",
+        others={"other": other},
     ):
         await lab.roy.ask(lab.call("echo", server="other", text="warm"))
         asking = asyncio.create_task(keep_asking())
@@ -128,6 +134,7 @@ async def test_a_server_that_misbehaves_spoils_its_own_calls_alone(lab: ToolLab)
         "die": ("outcome_unknown", errors.TOOL_PROTOCOL),
     }
     assert "no message of the protocol" in ended["garbage"].text
+    assert {outcome.cost_usd for outcome in (*ended.values(), failed)} == {Decimal("0.5")}  # each may have been billed
     assert (failed.status, failed.code, failed.text) == ("error", errors.TOOL_FAILED, "fail failed")
     assert slowest < 2
 
@@ -150,13 +157,13 @@ async def test_a_long_result_is_a_reference_and_not_a_prompt(lab: ToolLab) -> No
 
 async def test_the_breaker_opens_and_one_call_tries_again(lab: ToolLab) -> None:
     """Calls in a row without an answer: further ones fail at once and reach no server; later one finds out."""
-    async with lab.gateway(timeout_seconds=0.3, failures_to_open=2, open_seconds=1):
+    async with lab.gateway(timeout_seconds=0.3, failures_to_open=2, open_seconds=1, cost_usd="0.5"):
         await lab.roy.ask(lab.call("echo", text="x"))
         for _ in range(2):
             assert (await lab.roy.ask(lab.call("never"))).code == errors.TOOL_TIMED_OUT
         began = time.monotonic()
         refused = await lab.roy.ask(lab.call("count", key="a"))
-        assert (refused.status, refused.code) == ("error", errors.TOOL_UNAVAILABLE)
+        assert (refused.status, refused.code, refused.cost_usd) == ("error", errors.TOOL_UNAVAILABLE, 0)
         assert time.monotonic() - began < 0.9
         assert lab.counted() == {}
         async with asyncio.timeout(20):
@@ -293,6 +300,7 @@ async def test_a_killed_gateways_call_is_with_another_within_five_seconds_of_its
         killed = time.monotonic()
         first.join()
         await lab.until(lambda rows: rows[0].calls == 2)
+        print(f"with the other one after {time.monotonic() - killed:.1f} s")
         assert time.monotonic() - killed <= ACK_WAIT_SECONDS + 5
         assert (await asking).text == "counted a"
 
