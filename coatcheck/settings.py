@@ -111,9 +111,9 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
-    mcp_token: SecretStr | None = None
+    mcp_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
     """What a client of `coatcheck mcp --port` has to show to do everything."""
-    mcp_read_token: SecretStr | None = None
+    mcp_read_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
     """The same, to read alone."""
     metrics_host: str = Field("127.0.0.1", validation_alias=AliasChoices("OTEL_EXPORTER_PROMETHEUS_HOST"))
     """Where the Prometheus endpoint of a worker listens."""

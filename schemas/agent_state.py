@@ -25,6 +25,7 @@ MAX_STATE_BYTES: Final = 56 * 1024
 
 AGENT_PREFIX: Final = "agent."
 MODEL_PREFIX: Final = "model."
+SERVER_PREFIX: Final = "mcp."
 
 
 class WorkerState(StrEnum):
@@ -114,4 +115,9 @@ def shown_tasks(tasks: Iterable[AgentTask]) -> list[AgentTask]:
 
 def model_key(model: str) -> str:
     """The key of a model's breaker, which the gateway puts."""
-    return f"{MODEL_PREFIX}{encode_token(model)}"
+    return breaker_key(MODEL_PREFIX, model)
+
+
+def breaker_key(prefix: str, name: str) -> str:
+    """The key of the breaker of a model or an MCP server, which the gateway puts."""
+    return f"{prefix}{encode_token(name)}"

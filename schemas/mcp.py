@@ -68,7 +68,7 @@ class McpServer(BaseModel):
     inline_bytes: Annotated[int, Field(ge=256, le=256 * 1024)] = 20_000
     """What a prompt may hold of a result; of a longer one it gets the beginning and a reference."""
     cost_usd: Annotated[Decimal, Field(ge=0)] = Decimal(0)
-    """Of one call, in US dollars."""
+    """Of one call, in US dollars, however it ends; one that did not reach the server costs nothing."""
 
     @model_validator(mode="after")
     def _is_reachable_in_one_way(self) -> Self:

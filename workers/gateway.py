@@ -92,7 +92,7 @@ async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsCli
     """The MCP gateway: a desk that agents ask, and a queue per server."""
     journal = ToolJournal(pool, turns.gateway_id, may_take_over=turns.may_take_over)
     async with AsyncExitStack() as stack:
-        servers = await stack.enter_async_context(open_servers(config.mcp, os.environ))
+        servers = await stack.enter_async_context(open_servers(config.mcp, os.environ, nats=nats))
         desk = ToolDesk(servers, journal=journal, nats=nats)
         caller = ToolCaller(servers, journal=journal, nats=nats, gateways=lambda: turns.gateways, on_outcome=desk.tell)
         queues = [

@@ -174,7 +174,7 @@ async def serve_http(host: str, port: int, *, may_write: bool, data_dir: Path) -
                 hint="set COATCHECK_MCP_TOKEN, or COATCHECK_MCP_READ_TOKEN for reading alone",
             )
         tell(f"serving http://{host}:{port}/mcp; Ctrl-C ends it")
-        config = uvicorn.Config(ByToken(apps), host=host, port=port, lifespan="off", log_level="warning")
+        config = uvicorn.Config(ByToken(apps), host=host, port=port, lifespan="off", ws="none", log_level="warning")
         await uvicorn.Server(config).serve()
 
 
@@ -186,9 +186,9 @@ class ByToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        given = dict(scope.get("headers", ())).get(b"authorization", b"").removeprefix(b"Bearer ")
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         for token, app in self._apps.items():
-            if hmac.compare_digest(token, given):
+            if scheme.lower() == b"bearer" and hmac.compare_digest(token, given.strip()):
                 await app(scope, receive, send)
                 return
         challenge = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]

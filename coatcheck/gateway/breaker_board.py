@@ -1,4 +1,4 @@
-"""The breakers of all models, shared by every gateway through the KV bucket `agent_state`.
+"""The breakers of all models, or MCP servers, shared by every gateway through the KV bucket `agent_state`.
 
 A change is made in this process at once and then stored by compare and set. Whoever loses the race takes the other's
 state and looks whether its own evidence still changes it: so a window is opened once, however many gateways and calls
@@ -25,7 +25,7 @@ from coatcheck.gateway import breaker
 from coatcheck.gateway.breaker import BreakerState, Cause
 from coatcheck.messaging.client import ClientSubscription, NatsClient
 from coatcheck.messaging.keyvalue import kv_follow, kv_get, kv_put
-from schemas.agent_state import MODEL_PREFIX, model_key
+from schemas.agent_state import MODEL_PREFIX, breaker_key
 from schemas.config import ProviderLimits
 from schemas.streams import AGENT_STATE
 
@@ -57,8 +57,9 @@ class BreakerBoard:
     """An async context manager; any number of them on one bucket.
 
     Args:
-        client: Whose identity may put `model.>`; `None` keeps everything in this process.
-        limits: Provider → when its breakers open, and for how long.
+        client: Whose identity may put keys with the prefix; `None` keeps everything in this process.
+        limits: Provider (or server) → when its breakers open, and for how long.
+        prefix: Of the keys: models' or, for "model" read "server" below, MCP servers'.
         clock: Seconds since 1970, the same in every gateway.
     """
 
@@ -67,9 +68,11 @@ class BreakerBoard:
         client: NatsClient | None,
         limits: Mapping[str, ProviderLimits],
         *,
+        prefix: str = MODEL_PREFIX,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
+        self._prefix = prefix
         self._limits = limits
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
@@ -87,7 +90,7 @@ class BreakerBoard:
 
     async def __aenter__(self) -> Self:
         if self._client is not None:
-            self._subscription = await kv_follow(self._client, AGENT_STATE, self._hear, key=f"{MODEL_PREFIX}>")
+            self._subscription = await kv_follow(self._client, AGENT_STATE, self._hear, key=f"{self._prefix}>")
             self._rereading = asyncio.create_task(self._reread(), name="breakers-reread")
         return self
 
@@ -117,7 +120,7 @@ class BreakerBoard:
         """Ask the bucket for a model that is met for the first time; without it, the breaker is taken as closed."""
         async with self._locks[model]:
             if model not in self._entries:
-                self._names[model_key(model)] = model
+                self._names[breaker_key(self._prefix, model)] = model
                 self._entries[model] = _Entry()
                 await self._fetch(model)
 
@@ -203,7 +206,7 @@ class BreakerBoard:
                 stored = await kv_put(
                     self._client,
                     AGENT_STATE,
-                    model_key(model),
+                    breaker_key(self._prefix, model),
                     state.model_dump_json().encode(),
                     expected_revision=revision,
                 )
@@ -222,7 +225,7 @@ class BreakerBoard:
             return False
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                found = await kv_get(self._client, AGENT_STATE, model_key(model))
+                found = await kv_get(self._client, AGENT_STATE, breaker_key(self._prefix, model))
         except (CoatcheckError, TimeoutError) as error:
             self._is_away(error)
             return False
@@ -252,7 +255,7 @@ class BreakerBoard:
         self._entries[model] = entry
         if entry.state == before:
             return
-        _tell(model, before, entry.state)
+        _tell(self._prefix.rstrip("."), model, before, entry.state)
         for on_change in self._on_change:
             on_change(model, before, entry.state)
         self.changes += 1
@@ -282,12 +285,12 @@ class BreakerBoard:
             )
 
 
-def _tell(model: str, before: BreakerState, now: BreakerState) -> None:
-    """One line per change of state, for people and for counting: `breaker=… model=… until=… opens=… cause=…`."""
+def _tell(kind: str, name: str, before: BreakerState, now: BreakerState) -> None:
+    """One line per change, for people and for counting: `breaker=… model=… until=… opens=… cause=…`, or `mcp=…`."""
     if (now.state, now.opens) == (before.state, before.opens):
         return
     _log.log(
         logging.WARNING if now.state == "open" else logging.INFO,
-        "breaker=%s model=%s until=%.3f opens=%d cause=%s reason=%s",
-        *(now.state, model, now.until, now.opens, now.cause or "-", now.reason or "-"),
+        "breaker=%s %s=%s until=%.3f opens=%d cause=%s reason=%s",
+        *(now.state, kind, name, now.until, now.opens, now.cause or "-", now.reason or "-"),
     )

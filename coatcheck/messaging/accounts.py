@@ -21,7 +21,7 @@ import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
-from schemas.agent_state import agent_key
+from schemas.agent_state import MODEL_PREFIX, SERVER_PREFIX, agent_key
 from schemas.streams import (
     AGENT_STATE,
     AUDIT_LOG,
@@ -70,10 +70,10 @@ The judge may call `events` too, whoever may read the streams `archive`; an oper
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
 
-_GATEWAY_WRITES: Final = kv_subject(AGENT_STATE, "model.>")
-"""Circuit breakers and rate limits of models, shared by every gateway."""
+_BREAKERS: Final = tuple(kv_subject(AGENT_STATE, f"{prefix}>") for prefix in (MODEL_PREFIX, SERVER_PREFIX))
+"""Circuit breakers of models and of MCP servers, shared by every gateway."""
 _DEAD_CALLS: Final = f"{PREFIX}.dead.mcp.*"
-_GATEWAY_PUBLISHES: Final = (_GATEWAY_WRITES, *MCP_REQUESTS.subjects, *MCP_RESULTS.subjects, _DEAD_CALLS)
+_GATEWAY_PUBLISHES: Final = (*_BREAKERS, *MCP_REQUESTS.subjects, *MCP_RESULTS.subjects, _DEAD_CALLS)
 _PULL: Final = f"CONSUMER.MSG.NEXT.{MCP_REQUESTS.name}.*"
 _ACK: Final = f"$JS.ACK.{MCP_REQUESTS.name}.>"
 _OUTCOMES: Final = MCP_RESULTS.republish_to or ""

@@ -32,11 +32,11 @@ from tests.providers.gateway import record_task
 from tests.tools.gateway import ACK_WAIT_SECONDS, GatewayOrder, start
 
 KILLS = 100
-GATEWAYS = 3
+GATEWAYS = 6
 LANES = 60
 POINTS = ("before_queue", "after_queue", "before_claim", "after_claim", "after_call")
 POINTS += ("after_outcome", "after_result", "after_ack")
-PERCENT = 15
+PERCENT = 30
 """Of the passes of a point: a process lives for a handful of calls."""
 
 

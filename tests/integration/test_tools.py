@@ -3,31 +3,23 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from mcp.server import MCPServer
-from openinference.semconv.trace import SpanAttributes
-from pydantic import SecretStr
 
 from coatcheck.agents.author import ModelAuthor
-from coatcheck.cli.assistance import ByToken
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
-from coatcheck.telemetry.run_trace import RunTrace
-from coatcheck.telemetry.spans import Kind
 from schemas import errors
 from schemas.events import ToolCompleted
 from schemas.mcp import McpServer
 from schemas.roles import DEFAULT_ROLES
 from tests.integration.round_lab import PreparedTurns, RoundLab, submits
-from tests.integration.tool_lab import ToolLab, open_lab
+from tests.integration.tool_lab import ToolLab, http_server, open_lab
 from tests.providers.gateway import record_task
 
 
@@ -51,7 +43,7 @@ async def test_a_call_is_made_once_and_told_as_often_as_it_is_asked_for(lab: Too
     assert (row.task_key, row.status, row.calls, row.repeatable) == (lab.task_key, "result", 1, False)
 
 
-async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolLab, tmp_path: Path) -> None:
+async def test_an_agents_turn_uses_servers_that_nobody_here_wrote(lab: ToolLab, tmp_path: Path) -> None:
     """The loop of a real round: tools are offered under their server's name, called, told as events, paid."""
     repository = await _repository(tmp_path / "repository")
     here = (sys.executable, "-m")
@@ -59,6 +51,7 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
     others = {
         "time": McpServer(command=(*here, "mcp_server_time"), tools=("get_current_time",), cost_usd="0.01", **common),
         "git": McpServer(command=(*here, "mcp_server_git", "--repository", str(repository)), tools=("*",), **common),
+        "files": McpServer(command=(*here, "filesystem_mcp", str(repository)), tools=("write_file",), **common),
     }
     round_lab = RoundLab(lab.server, tmp_path / "rounds", lambda _: lab.roy.nats)
     task = round_lab.task("backend")
@@ -67,6 +60,9 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
         [
             [("time__get_current_time", {"timezone": "Europe/Berlin"})],
             [("git__git_log", {"repo_path": str(repository), "max_count": 1}), ("time__convert_time", {})],
+            [("files__write_file", {"path": str(repository / "b.txt"), "content": "b"})],
+            [("git__git_status", {"repo_path": str(repository)})],
+            [("files__write_file", {"path": str(tmp_path / "outside.txt"), "content": "b"})],
             submits(),
         ]
     )
@@ -77,15 +73,19 @@ async def test_an_agents_turn_uses_two_servers_that_nobody_here_wrote(lab: ToolL
     assert "Europe/Berlin" in model.told(2)[0]
     assert "Because it is the first" in model.told(3)[0]
     assert "Unknown tool name: 'time__convert_time'" in model.told(3)[1]  # not on the list
+    assert "b.txt" in model.told(5)[0]  # git's server sees what the other one has written
+    assert not (tmp_path / "outside.txt").exists()
     offered = {tool["name"] for tool in model.requests[0].parameters["function_tools"]}
     assert {"git__git_log", "git__git_commit", "time__get_current_time", "read_tool_result"} <= offered
     told = [event.payload for event in round_lab.events if isinstance(event, ToolCompleted)]
-    assert [(it.tool, it.outcome) for it in told] == [("time__get_current_time", "ok"), ("git__git_log", "ok")]
+    assert [(it.tool, it.outcome) for it in told] == [
+        ("time__get_current_time", "ok"),
+        ("git__git_log", "ok"),
+        ("files__write_file", "ok"),
+        ("git__git_status", "ok"),
+        ("files__write_file", "error"),
+    ]
     assert notice.metadata.cost_usd == Decimal("0.01")
-    trace = RunTrace(round_lab.run_key)
-    spans = [span for event in round_lab.events for span in trace.add(event)]
-    names = [span.attributes[SpanAttributes.TOOL_NAME] for span in spans if span.kind is Kind.TOOL]
-    assert names == ["time__get_current_time", "git__git_log"]
 
 
 async def _repository(folder: Path) -> Path:
@@ -102,7 +102,7 @@ async def _repository(folder: Path) -> Path:
 async def test_a_server_speaks_streamable_http(lab: ToolLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its secret in a header; a body that is too long is cut off, and the next call is answered."""
     monkeypatch.setenv("HTTP_AUTH", "Bearer t0ken")
-    async with _http_server() as url:
+    async with http_server() as url:
         common: dict[str, Any] = {"agents": ("roy",), "tools": ("*",), "timeout_seconds": 20}
         others = {
             "http": McpServer(url=url, headers={"Authorization": "HTTP_AUTH"}, max_result_bytes=100_000, **common),
@@ -117,25 +117,3 @@ async def test_a_server_speaks_streamable_http(lab: ToolLab, monkeypatch: pytest
             assert (await lab.roy.ask(lab.call("repeat", server="http", text="ab", times=1))).text == "ab"
             refused = await lab.roy.ask(lab.call("repeat", server="no-token", text="x", times=1))
             assert (refused.kind, refused.code) == ("refused", errors.TOOL_UNAVAILABLE)
-
-
-@asynccontextmanager
-async def _http_server() -> AsyncIterator[str]:
-    """A server made with the SDK, behind a token."""
-    server: MCPServer[Any] = MCPServer("http", log_level="WARNING")
-
-    @server.tool()
-    def repeat(text: str, times: int) -> str:
-        """Say it so often."""
-        return text * times
-
-    app = server.streamable_http_app(json_response=True)
-    config = uvicorn.Config(ByToken({SecretStr("t0ken"): app}), port=0, lifespan="off", log_level="error")
-    web = uvicorn.Server(config)
-    async with app.router.lifespan_context(app):
-        serving = asyncio.create_task(web.serve())
-        while not web.started:
-            await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/mcp"
-        web.should_exit = True
-        await serving

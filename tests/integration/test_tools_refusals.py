@@ -2,25 +2,32 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp_types import CallToolResult
 
-from coatcheck.errors import DeliverableTooLargeError, NotAuthorizedError
+from coatcheck.errors import DeliverableTooLargeError, NotAuthorizedError, ToolServerError
+from coatcheck.gateway.tools.server import as_text, open_servers
 from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging import work_queue
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.work_queue import ACK_WAIT_SECONDS
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
 from schemas import errors
-from schemas.mcp import ListTools, ReadResult, ToolOutcome, ToolRefused
-from schemas.streams import MCP_REQUESTS
+from schemas.mcp import ListTools, McpServer, ReadResult, ToolOutcome, ToolRefused
+from schemas.streams import MCP_REQUESTS, tool_queue
 from schemas.subjects import tool_request_subject, tools_subject
-from tests.integration.tool_lab import ToolLab, agent_as, counting_server, make_queues, open_lab
+from tests.integration.nats_clients import client_as
+from tests.integration.tool_lab import ToolLab, agent_as, counting_server, http_server, make_queues, open_lab
 from tests.providers.gateway import record_task
 from tests.tools.gateway import GatewayOrder, start
 
@@ -102,7 +109,12 @@ async def test_a_server_that_misbehaves_spoils_its_own_calls_alone(lab: ToolLab)
             slowest = max(slowest, time.monotonic() - began)
 
     async with lab.gateway(
-        "flood=readOnlyHint", timeout_seconds=2, failures_to_open=100, max_result_bytes=100_000, others={"other": other}
+        "flood=readOnlyHint",
+        timeout_seconds=2,
+        failures_to_open=100,
+        max_result_bytes=100_000,
+        cost_usd="0.5",
+        others={"other": other},
     ):
         await lab.roy.ask(lab.call("echo", server="other", text="warm"))
         asking = asyncio.create_task(keep_asking())
@@ -122,6 +134,7 @@ async def test_a_server_that_misbehaves_spoils_its_own_calls_alone(lab: ToolLab)
         "die": ("outcome_unknown", errors.TOOL_PROTOCOL),
     }
     assert "no message of the protocol" in ended["garbage"].text
+    assert {outcome.cost_usd for outcome in (*ended.values(), failed)} == {Decimal("0.5")}  # each may have been billed
     assert (failed.status, failed.code, failed.text) == ("error", errors.TOOL_FAILED, "fail failed")
     assert slowest < 2
 
@@ -144,19 +157,76 @@ async def test_a_long_result_is_a_reference_and_not_a_prompt(lab: ToolLab) -> No
 
 async def test_the_breaker_opens_and_one_call_tries_again(lab: ToolLab) -> None:
     """Calls in a row without an answer: further ones fail at once and reach no server; later one finds out."""
-    async with lab.gateway(timeout_seconds=0.3, failures_to_open=2, open_seconds=1):
+    async with lab.gateway(timeout_seconds=0.3, failures_to_open=2, open_seconds=1, cost_usd="0.5"):
         await lab.roy.ask(lab.call("echo", text="x"))
         for _ in range(2):
             assert (await lab.roy.ask(lab.call("never"))).code == errors.TOOL_TIMED_OUT
         began = time.monotonic()
         refused = await lab.roy.ask(lab.call("count", key="a"))
-        assert (refused.status, refused.code) == ("error", errors.TOOL_UNAVAILABLE)
+        assert (refused.status, refused.code, refused.cost_usd) == ("error", errors.TOOL_UNAVAILABLE, 0)
         assert time.monotonic() - began < 0.9
         assert lab.counted() == {}
         async with asyncio.timeout(20):
             while (await lab.roy.ask(lab.call("echo", text="x"))).status != "result":
                 await asyncio.sleep(0.1)
         assert (await lab.roy.ask(lab.call("count", key="b"))).status == "result"
+
+
+async def test_a_server_that_does_not_even_start_holds_up_no_turn(lab: ToolLab) -> None:
+    """Asked for its tools it says nothing, twice; from then on nobody waits for it, and another one's are offered."""
+    silent = McpServer(
+        command=("sh", "-c", "cat > /dev/null"), agents=("roy",), tools=("*",), timeout_seconds=1, failures_to_open=2
+    )
+    async with lab.gateway(others={"silent": silent}):
+        for _ in range(2):
+            await lab.roy.ask(ListTools())
+        began = time.monotonic()
+        offers = await lab.roy.ask(ListTools())
+        assert time.monotonic() - began < 0.9
+        assert "echo" in {offer.tool for offer in offers.tools}
+        health = {it.server: it for it in offers.servers}
+        assert (health["silent"].state, health[lab.name].state) == ("open", "up")
+        assert "did not answer in time" in health["silent"].reason
+        refused = await lab.roy.ask(lab.call("anything", server="silent"))
+        assert (refused.kind, refused.code) == ("refused", errors.TOOL_UNAVAILABLE)
+
+
+async def test_gateways_share_the_breaker_of_a_server_with_a_url(
+    nats_server: NatsStatus, core: NatsClient, nats: NatsClient
+) -> None:
+    """One gateway finds it away, the other one does not even ask; when it is back, one call of the two tries first."""
+    assert core
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    name = f"forge-{port}"
+    away = McpServer(url=f"http://127.0.0.1:{port}/mcp", failures_to_open=2, open_seconds=0.5, timeout_seconds=20)
+    async with (
+        AsyncExitStack() as later,
+        client_as(nats_server, "gateway") as other_nats,
+        open_servers({name: away}, {}, nats=nats) as first,
+        open_servers({name: away}, {}, nats=other_nats) as second,
+    ):
+        one, two = first[name], second[name]
+        for _ in range(2):
+            with pytest.raises(ToolServerError, match="cannot be reached"):
+                await one.call("repeat", {"text": "x", "times": 1})
+        async with asyncio.timeout(5):
+            while two.health().state != "open":
+                await asyncio.sleep(0.01)
+        with pytest.raises(ToolServerError, match="not asked for now"):
+            await two.call("repeat", {"text": "x", "times": 1})
+        await later.enter_async_context(http_server(port=port, token=None))  # and ends after its clients
+        async with asyncio.timeout(20):
+            tried: list[Any] = []
+            while not any(isinstance(it, CallToolResult) for it in tried):
+                await asyncio.sleep(0.05)
+                calls = [server.call("repeat", {"text": "ab", "times": 1}) for server in (one, two)]
+                tried = await asyncio.gather(*calls, return_exceptions=True)
+            assert sum(isinstance(it, ToolServerError) for it in tried) == 1
+            while one.health().state == "open" or two.health().state == "open":
+                await asyncio.sleep(0.01)
+            assert as_text(await two.call("repeat", {"text": "ab", "times": 2})) == "abab"
 
 
 async def test_a_server_sees_the_variables_that_are_named_and_no_others(
@@ -172,9 +242,11 @@ async def test_a_server_sees_the_variables_that_are_named_and_no_others(
 
 
 async def test_a_changed_list_of_tools_is_read_again(lab: ToolLab) -> None:
-    """The server tells that its tools have changed; the next question has them."""
+    """Asked for once, until the server tells that its tools have changed; the next question has them."""
     async with lab.gateway():
-        await lab.roy.ask(lab.call("rename"))
+        for _ in range(3):
+            await lab.roy.ask(ListTools())
+        assert (await lab.roy.ask(lab.call("rename"))).text == "listed 1 times"
         async with asyncio.timeout(5):
             while "renamed" not in {offer.tool for offer in (await lab.roy.ask(ListTools())).tools}:
                 await asyncio.sleep(0.02)
@@ -228,8 +300,24 @@ async def test_a_killed_gateways_call_is_with_another_within_five_seconds_of_its
         killed = time.monotonic()
         first.join()
         await lab.until(lambda rows: rows[0].calls == 2)
+        print(f"with the other one after {time.monotonic() - killed:.1f} s")
         assert time.monotonic() - killed <= ACK_WAIT_SECONDS + 5
         assert (await asking).text == "counted a"
+
+
+async def test_a_long_call_stays_with_its_gateway(lab: ToolLab, monkeypatch: Any) -> None:
+    """It lasts for three times as long as a silent gateway may keep a job, and nobody else is given it."""
+    monkeypatch.setattr(work_queue, "ACK_WAIT_SECONDS", 0.6)
+    monkeypatch.setattr(work_queue, "WORKING_SECONDS", 0.15)
+    async with lab.gateway(), lab.gateway():
+        call = asyncio.create_task(lab.roy.ask(lab.call("count", key="a", seconds=1.8)))
+        await lab.until(lambda rows: [row.status for row in rows] == ["called"])
+        while not call.done():
+            queue = await lab.core.api(f"CONSUMER.INFO.{MCP_REQUESTS.name}.{tool_queue(lab.name)}", {})
+            assert (queue["num_redelivered"], queue["num_ack_pending"] <= 1) == (0, True)
+            await asyncio.wait([call], timeout=0.1)
+        assert (await call).text == "counted a"
+    assert lab.counted() == {"a": 1}
 
 
 async def test_two_gateways_share_the_calls(lab: ToolLab) -> None:

@@ -12,6 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from mcp.server import MCPServer
+from pydantic import SecretStr
+
+from coatcheck.cli.assistance import ByToken
 from coatcheck.errors import MessagingUnavailableError
 from coatcheck.events.dead_letters import DeadLetter, read_dead_letters
 from coatcheck.localstack.status import NatsStatus
@@ -209,3 +214,25 @@ async def agent_as(server: NatsStatus, name: str) -> AsyncIterator[Agent]:
     """An agent with its own identity."""
     async with client_as(server, name) as client:
         yield Agent(client, name)
+
+
+@asynccontextmanager
+async def http_server(*, port: int = 0, token: str | None = "t0ken") -> AsyncIterator[str]:
+    """The URL of a server made with the SDK, behind a token when there is one."""
+    server: MCPServer[Any] = MCPServer("http", log_level="WARNING")
+
+    @server.tool()
+    def repeat(text: str, times: int) -> str:
+        """Say it so often."""
+        return text * times
+
+    app = server.streamable_http_app(json_response=True)
+    guarded = app if token is None else ByToken({SecretStr(token): app})
+    web = uvicorn.Server(uvicorn.Config(guarded, port=port, lifespan="off", log_level="error"))
+    async with app.router.lifespan_context(app):
+        serving = asyncio.create_task(web.serve())
+        while not web.started:
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/mcp"
+        web.should_exit = True
+        await serving

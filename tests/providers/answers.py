@@ -53,7 +53,7 @@ def _message(call_id: str, request: dict[str, Any], step: Step, call: Call, repo
     if step.do in {"empty_content", "refusal"}:
         return {"role": "assistant", "content": None if step.do == "refusal" else ""}
     if step.do == "call":
-        return _tool_call(call_id, next(iter(tools)), json.dumps(step.arguments))
+        return _tool_call(call_id, step.tool or next(iter(tools)), json.dumps(step.arguments))
     if step.do == "text" or OUTPUT_TOOL not in tools:
         said = step.arguments.get("text", f"I have finished the {call.stage} of {call.feature}.")
         return {"role": "assistant", "content": said}

@@ -24,7 +24,7 @@ Do = Literal[
     "text",  # prose instead of the tool call; `arguments["text"]` if given
     "fetch",  # a call of `fetch_deliverable` with `arguments`
     "write",  # a call of `write_file` with `arguments`
-    "call",  # a call of the first tool that is offered, with `arguments`
+    "call",  # a call of `tool`, or of the first that is offered, with `arguments`
     "refusal",  # stopped by the content filter
 ]
 
@@ -66,6 +66,7 @@ class Step(BaseModel):
     report_bytes: int | None = None
     """Size of the report; the server's default when absent."""
     arguments: dict[str, Any] = {}
+    tool: str | None = None
     usage: bool = True
     """False leaves `usage` out of the answer."""
 

@@ -4,6 +4,7 @@
 answers. `ANNOTATION` such as `count=idempotentHint` is what the list of tools then claims.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -31,6 +32,8 @@ TOOLS: dict[str, dict[str, Any]] = {
 _lock = threading.Lock()
 _hints: dict[str, str] = {}
 _extra: list[str] = []
+_lists = itertools.count()
+"""How often the tools were asked for."""
 
 
 def _send(message: dict[str, Any]) -> None:
@@ -40,6 +43,7 @@ def _send(message: dict[str, Any]) -> None:
 
 
 def _tools() -> list[dict[str, Any]]:
+    next(_lists)
     schemas = TOOLS | dict.fromkeys(_extra, _OBJECT)
     return [
         {"name": name, "inputSchema": schema, **({"annotations": {_hints[name]: True}} if name in _hints else {})}
@@ -74,7 +78,7 @@ def _call(name: str, arguments: dict[str, Any]) -> str | None:  # noqa: PLR0911 
         case "rename":
             _extra.append("renamed")
             _send({"method": "notifications/tools/list_changed"})
-            return "renamed"
+            return f"listed {next(_lists)} times"
     raise ValueError(f"{name} failed")
 
 

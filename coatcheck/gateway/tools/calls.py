@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -139,9 +140,10 @@ class ToolCaller:
             return await self._fitting(queued, as_text(result), failed=result.is_error)
         except ToolServerError as error:
             await failpoint("tools.after_call")
+            cost = server.config.cost_usd if error.reached else Decimal(0)  # whoever was asked may send a bill
             if error.reached and not repeatable and error.tool_code != errors.TOOL_FAILED:
-                return _unknown(call, str(error), code=error.tool_code, cost_usd=server.config.cost_usd)
-            return ToolOutcome(status="error", code=error.tool_code, text=f"{error}.")
+                return _unknown(call, str(error), code=error.tool_code, cost_usd=cost)
+            return ToolOutcome(status="error", code=error.tool_code, text=f"{error}.", cost_usd=cost)
         except Exception as error:  # noqa: BLE001  the tool may have done its work: that must be said
             _log.exception("%s of %s", call.tool_call_id, call.task_key)
             return _unknown(call, f"the gateway failed: {type(error).__name__}", cost_usd=server.config.cost_usd)

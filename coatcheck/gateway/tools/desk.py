@@ -63,7 +63,7 @@ class ToolDesk:
         self._journal = journal
         self._nats = nats
         self._waiting: defaultdict[str, set[asyncio.Future[ToolOutcome]]] = defaultdict(set)
-        self._listing: dict[str, asyncio.Task[object]] = {}
+        self._listing: dict[tuple[str, bool], asyncio.Task[object]] = {}
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -97,7 +97,7 @@ class ToolDesk:
                 servers = self._allowed(caller)
                 if request.only_health:
                     return ToolOffers(tools=[], servers=[server.health() for server in servers])
-                return await self._offers(servers)
+                return await self._offers(servers, only_if_up=caller == OPERATOR)
             case ReadResult():
                 return await self._read(caller, request)
             case CallTool():
@@ -119,14 +119,15 @@ class ToolDesk:
             )
         return server
 
-    async def _offers(self, servers: Sequence[ToolServer]) -> ToolReply:
+    async def _offers(self, servers: Sequence[ToolServer], *, only_if_up: bool) -> ToolReply:
         """Ask every server at once; one that is still starting is waited for by asking again."""
-        for server in servers:
-            if server.name not in self._listing:
-                task: asyncio.Task[object] = asyncio.create_task(server.offers())
-                self._listing[server.name] = task
-                task.add_done_callback(lambda _, name=server.name: self._listing.pop(name))  # type: ignore[misc]
-        asked = [self._listing[server.name] for server in servers]
+        keys = [(server.name, only_if_up) for server in servers]
+        for server, key in zip(servers, keys, strict=True):
+            if key not in self._listing:
+                task: asyncio.Task[object] = asyncio.create_task(server.offers(only_if_up=only_if_up))
+                self._listing[key] = task
+                task.add_done_callback(lambda _, key=key: self._listing.pop(key))  # type: ignore[misc]
+        asked = [self._listing[key] for key in keys]
         if asked:
             _, starting = await asyncio.wait(asked, timeout=POLL_SECONDS)
             if starting:

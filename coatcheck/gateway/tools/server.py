@@ -1,6 +1,6 @@
 """`ToolServer`: one MCP server as this gateway has it: started when it is first needed, and again when it has ended.
 
-Owns the session, the list of tools with its changes, the breaker and the share of the rate limit. The session lives in
+Owns the session, the list of tools with its changes and the share of the rate limit. The session lives in
 a task of its own, since the SDK's contexts must be left by the task that entered them.
 """
 
@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Literal, cast
 
@@ -20,13 +20,15 @@ from mcp.client.subscriptions import ListenNotSupportedError
 from mcp_types import CallToolResult, Implementation, TextContent, Tool, ToolListChangedNotification
 
 from coatcheck.errors import ToolServerError
-from coatcheck.gateway import breaker
-from coatcheck.gateway.breaker import BreakerState, Cause
+from coatcheck.gateway.breaker_board import BreakerBoard
 from coatcheck.gateway.limits import TokenBucket
 from coatcheck.gateway.tools import transports
 from coatcheck.gateway.tools.transports import Trouble
+from coatcheck.messaging.client import NatsClient
 from coatcheck.redaction import redacted
 from schemas import errors
+from schemas.agent_state import SERVER_PREFIX
+from schemas.config import ProviderLimits
 from schemas.mcp import McpServer, ServerHealth, ToolOffer, offered_name
 
 WIRE_FACTOR: Final = 2
@@ -34,6 +36,8 @@ WIRE_FACTOR: Final = 2
 MAX_PAGES: Final = 50
 """Of a list of tools; a server that never ends its list would keep us for ever."""
 MAX_REASON: Final = 500
+_ANSWERS: Final = frozenset({errors.TOOL_RESULT_TOO_LARGE, errors.TOOL_FAILED})
+"""Errors that only a server which is well can cause."""
 _CLIENT: Final = Implementation(name="coatcheck", version="1")
 
 _log = logging.getLogger(__name__)
@@ -46,24 +50,20 @@ class ToolServer:
         name: Its name in `coatcheck.toml`.
         config: How to reach it.
         environment: Of this process; the server sees what its `env` and `headers` name.
-        clock: Seconds since 1970.
+        breakers: Where its breaker is, under its name.
     """
 
-    def __init__(
-        self, name: str, config: McpServer, *, environment: Mapping[str, str], clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, name: str, config: McpServer, *, environment: Mapping[str, str], breakers: BreakerBoard) -> None:
         self.name = name
         self.config = config
         self._environment = environment
-        self._clock = clock
+        self._breakers = breakers
         self._lock = asyncio.Lock()
         self._session: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._closing = asyncio.Event()
         self._trouble = Trouble()
         self._tools: dict[str, Tool] | None = None
-        self._breaker = BreakerState()
-        self._failures = 0
         self._in_flight = 0
         self._last_error = ""
         per_minute = config.requests_per_minute
@@ -75,24 +75,34 @@ class ToolServer:
         """Its tools by name, as of its latest notice of a change; the server is started when need be.
 
         Raises:
-            ToolServerError: it cannot be started, or does not tell.
+            ToolServerError: it cannot be started, does not tell, or is not asked while its breaker is open.
         """
         if self._tools is None:
-            client = await self._connected()
-            found: dict[str, Tool] = {}
-            cursor: str | None = None
-            with self._answering(reached=False):
-                async with asyncio.timeout(self.config.timeout_seconds):
-                    for _ in range(MAX_PAGES):
-                        page = await client.list_tools(cursor=cursor)
-                        found |= {tool.name: tool for tool in page.tools}
-                        if (cursor := page.next_cursor) is None:
-                            break
-            self._tools = found
+            async with self._asking():
+                self._tools = await self._listed()
         return self._tools
 
-    async def offers(self) -> list[ToolOffer]:
-        """The tools that may be called, in the order of their names; raises as `tools` does."""
+    async def _listed(self) -> dict[str, Tool]:
+        client = await self._connected()
+        found: dict[str, Tool] = {}
+        cursor: str | None = None
+        with self._answering(reached=False):
+            async with asyncio.timeout(self.config.timeout_seconds):
+                for _ in range(MAX_PAGES):
+                    page = await client.list_tools(cursor=cursor)
+                    found |= {tool.name: tool for tool in page.tools}
+                    if (cursor := page.next_cursor) is None:
+                        break
+        return found
+
+    async def offers(self, *, only_if_up: bool = False) -> list[ToolOffer]:
+        """The tools that may be called, in the order of their names; raises as `tools` does.
+
+        Args:
+            only_if_up: Start a server that has ended, where its last list would do for agents.
+        """
+        if only_if_up and self._client is None:
+            self._tools = None
         found = await self.tools()
         return [
             ToolOffer(
@@ -140,13 +150,14 @@ class ToolServer:
     def health(self) -> ServerHealth:
         """How it is."""
         state: Literal["idle", "up", "failed", "open"] = "idle"
-        if not self._breaker.closed():
+        breaker = self._breakers.state(self.name)
+        if not breaker.closed():
             state = "open"
         elif self._client is not None:
             state = "up"
         elif self._last_error:
             state = "failed"
-        reason = "" if state in ("idle", "up") else self._breaker.reason or self._last_error
+        reason = "" if state in ("idle", "up") else breaker.reason or self._last_error
         return ServerHealth(
             server=self.name, state=state, reason=reason, tools=len(self._tools or ()), in_flight=self._in_flight
         )
@@ -168,48 +179,39 @@ class ToolServer:
         Raises:
             ToolServerError: no usable answer; it says whether the server may have been given the call.
         """
-        began = self._clock()
-        if not self._breaker.closed():
-            self._take_probe(began)
-        self._in_flight += 1
-        try:
+        async with self._asking():
             client = await self._connected()
             with self._answering(reached=True):
                 async with asyncio.timeout(self.config.timeout_seconds):
-                    result = await client.call_tool(tool, dict(arguments))
+                    return await client.call_tool(tool, dict(arguments))
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
+        """Tell the breaker how it ended; raises when it is open."""
+        began = await self._begin()
+        self._in_flight += 1
+        try:
+            yield
         except ToolServerError as error:
-            self._failed(error, began)
+            if error.tool_code in _ANSWERS:
+                await self._breakers.succeed(self.name, began=began)
+            else:
+                await self._breakers.fail(self.name, began=began, reason=str(error))
             raise
         finally:
             self._in_flight -= 1
-        self._failures = 0
-        self._breaker = breaker.recover(self._breaker, now=self._clock(), began=began) or self._breaker
-        return result
+        await self._breakers.succeed(self.name, began=began)
 
-    def _take_probe(self, now: float) -> None:
-        taken = breaker.probe(self._breaker, now=now)
+    async def _begin(self) -> float:
+        """When it begins, by the breakers' clock; while the breaker is open, one call may try again."""
+        if self._breakers.state(self.name).closed():
+            return self._breakers.now()
+        taken = await self._breakers.take_probe(self.name)
         if taken is None:
-            message = f"{self.name} is not asked for now, since its last calls failed: {self._breaker.reason}"
+            reason = self._breakers.state(self.name).reason
+            message = f"{self.name} is not asked for now, since its last calls failed: {reason}"
             raise ToolServerError(message, code=errors.TOOL_UNAVAILABLE, reached=False)
-        self._breaker = taken
-
-    def _failed(self, error: ToolServerError, began: float) -> None:
-        """Count a call without an answer; enough of them in a row open the breaker."""
-        if error.tool_code in (errors.TOOL_RESULT_TOO_LARGE, errors.TOOL_FAILED):
-            return
-        self._failures += 1
-        is_probe = self._breaker.state == "half_open"
-        if is_probe or self._failures >= self.config.failures_to_open:
-            opened = breaker.trip(
-                self._breaker,
-                now=self._clock(),
-                began=began,
-                cause=Cause.OUTAGE,
-                reason=str(error),
-                retry_after=None,
-                base_seconds=self.config.open_seconds,
-            )
-            self._breaker, self._failures = opened or self._breaker, 0
+        return taken
 
     # --- the session ------------------------------------------------------------------------------------------------
 
@@ -323,14 +325,33 @@ class ToolServer:
 
 @asynccontextmanager
 async def open_servers(
-    configured: Mapping[str, McpServer], environment: Mapping[str, str]
+    configured: Mapping[str, McpServer], environment: Mapping[str, str], *, nats: NatsClient | None = None
 ) -> AsyncIterator[Mapping[str, ToolServer]]:
-    """The servers of a configuration; those that were started end with the block."""
-    servers = {name: ToolServer(name, config, environment=environment) for name, config in configured.items()}
-    try:
-        yield servers
-    finally:
-        await asyncio.gather(*(server.close() for server in servers.values()))
+    """The servers of a configuration; those that were started end with the block.
+
+    Args:
+        configured: Name → server.
+        environment: Of this process.
+        nats: Through which gateways share the breakers of servers with a `url`. One that is a command is a process of
+            each gateway's own, and so is its breaker.
+    """
+    limits = {
+        name: ProviderLimits(failures_to_open=it.failures_to_open, open_seconds=it.open_seconds)
+        for name, it in configured.items()
+    }
+    async with (
+        BreakerBoard(nats, limits, prefix=SERVER_PREFIX) as shared,
+        BreakerBoard(None, limits, prefix=SERVER_PREFIX) as own,
+    ):
+        servers = {
+            name: ToolServer(name, config, environment=environment, breakers=shared if config.url else own)
+            for name, config in configured.items()
+        }
+        await asyncio.gather(*(shared.load(name) for name, config in configured.items() if config.url))
+        try:
+            yield servers
+        finally:
+            await asyncio.gather(*(server.close() for server in servers.values()))
 
 
 def as_text(result: CallToolResult) -> str:
