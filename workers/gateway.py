@@ -18,6 +18,7 @@ from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
 from coatcheck.gateway.llm_proxy import LLMProxy
+from coatcheck.gateway.market_board import MarketBoard
 from coatcheck.gateway.providers import Providers
 from coatcheck.gateway.tools.calls import ToolCaller
 from coatcheck.gateway.tools.desk import OPERATOR, ToolDesk
@@ -56,8 +57,11 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         desk = ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool))
         claims = ClaimService(desk, finished_notice=functools.partial(finished_notice, pool))
         board = await stack.enter_async_context(BreakerBoard(nats, config.providers))
-        chain = ModelChain(board, Capacity(config.providers, config.tenants))
+        capacity = Capacity(config.providers, config.tenants)
+        chain = ModelChain(board, capacity)
         providers = await stack.enter_async_context(_providers(settings, config))
+        asked = {model.partition(":")[0] for model in providers.allowed}
+        await stack.enter_async_context(MarketBoard(nats, capacity.divide, asked))
         measures = ModelInstruments(lifecycle.telemetry.meter, providers.allowed)
         board.listen(lambda model, _before, now: measures.breaker(model, now.state))
         turns = TurnDesk(
