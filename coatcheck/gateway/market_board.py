@@ -45,6 +45,7 @@ class MarketBoard:
         self._revisions: dict[str, int] = {}
         self._subscription: ClientSubscription | None = None
         self._following: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._following = asyncio.create_task(self._follow(), name="market-prices")
@@ -53,6 +54,7 @@ class MarketBoard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()  # besides the cancellation, which nats-py swallows when it meets it in its flush
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -61,7 +63,7 @@ class MarketBoard:
                 await self._client.unsubscribe(self._subscription)
 
     async def _follow(self) -> None:
-        while True:
+        while not self._ended.is_set():
             try:
                 if self._subscription is None:
                     self._subscription = await kv_follow(self._client, MARKET_PRICES, self._hear)
@@ -71,7 +73,9 @@ class MarketBoard:
                 pass  # as before there was a market
             except CoatcheckError as error:
                 _log.warning("the market's prices are not followed: %s", error)
-            await asyncio.sleep(REREAD_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REREAD_SECONDS):
+                    await self._ended.wait()
 
     async def _read(self, key: str) -> None:
         """Take what is stored, whatever its revision: a restored bucket begins anew. A change heard since is newer."""
