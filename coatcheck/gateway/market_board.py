@@ -22,6 +22,8 @@ from schemas.market import MARKET_PRICES, MarketPrice, market_key
 
 REREAD_SECONDS: Final = 15.0
 """Changes during an outage of NATS are not repeated, and a client reconnects without telling: read again."""
+LAST_SECONDS: Final = 1.0
+"""For a read in hand when all ends: nats-py swallows a cancellation that meets it in its flush."""
 
 OnDivision = Callable[[str, Division], None]
 """Provider, and how it is divided from now on."""
@@ -54,8 +56,9 @@ class MarketBoard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()  # besides the cancellation, which nats-py swallows when it meets it in its flush
+        self._ended.set()
         if self._following is not None:
+            await asyncio.wait({self._following}, timeout=LAST_SECONDS)
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         if self._subscription is not None:
