@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.config import load_config
 from coatcheck.gateway.breaker_board import BreakerBoard
-from coatcheck.gateway.budgets import BudgetDesk
+from coatcheck.gateway.budgets import BudgetDesk, DayLimits
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
@@ -98,7 +98,14 @@ async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsCli
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(open_servers(config.mcp, os.environ))
         desk = ToolDesk(servers, journal=journal, nats=nats)
-        caller = ToolCaller(servers, journal=journal, nats=nats, gateways=lambda: turns.gateways, on_outcome=desk.tell)
+        caller = ToolCaller(
+            servers,
+            journal=journal,
+            nats=nats,
+            gateways=lambda: turns.gateways,
+            on_outcome=desk.tell,
+            limits=DayLimits(config.limits, config.tenants),
+        )
         queues = [
             WorkQueue(
                 nats,
