@@ -145,6 +145,16 @@ def unknown_callers(servers: Mapping[str, McpServer], agents: Collection[str]) -
     ]
 
 
+def unknown_spenders(budgets: Mapping[str, Budget], agents: Collection[str]) -> list[Disagreement]:
+    """Agents of budgets that do not exist."""
+    return [
+        Disagreement(("budgets", name, "agents", agent), f"there is no role {agent!r}; there are {', '.join(agents)}")
+        for name, budget in budgets.items()
+        for agent in budget.agents
+        if agent not in agents
+    ]
+
+
 class Config(BaseModel):
     """Everything in `coatcheck.toml`, with the defaults where it says nothing."""
 

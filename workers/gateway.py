@@ -7,7 +7,7 @@ import asyncio
 import functools
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coatcheck.agents.scripted import ScriptedModel
@@ -86,14 +86,16 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await stack.enter_async_context(serve(nats, name="llm", version="1.0.0", endpoints=endpoints))
         endpoints = {claims_subject(agent): functools.partial(claims.handle, agent) for agent in config.agents}
         await stack.enter_async_context(serve(nats, name="claims", version="1.0.0", endpoints=endpoints))
-        await stack.enter_async_context(tools(config, journal, pool=pool, nats=nats))
+        await stack.enter_async_context(tools(config, journal, pool=pool, nats=nats, over_budget=measures.over_budget))
         stack.callback(proxy.stop_waiting)  # first of all, or the requests in hand would be waited for
         await lifecycle.serve()
 
 
 @asynccontextmanager
-async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsClient) -> AsyncIterator[None]:
-    """The MCP gateway: a desk that agents ask, and a queue per server."""
+async def tools(
+    config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsClient, over_budget: Callable[[], None] = lambda: None
+) -> AsyncIterator[None]:
+    """The MCP gateway: a desk that agents ask, a queue per server; `over_budget` hears of calls that do not fit."""
     journal = ToolJournal(pool, turns.gateway_id, may_take_over=turns.may_take_over)
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(open_servers(config.mcp, os.environ))
@@ -105,6 +107,7 @@ async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsCli
             gateways=lambda: turns.gateways,
             on_outcome=desk.tell,
             limits=DayLimits(config.limits, config.tenants),
+            over_budget=over_budget,
         )
         queues = [
             WorkQueue(

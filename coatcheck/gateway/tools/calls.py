@@ -54,6 +54,7 @@ class ToolCaller:
         nats: This gateway's client.
         gateways: How many gateways live, for the share of the rate limits.
         limits: Of a day, for calls that cost something.
+        over_budget: Called for each call that does not fit.
         on_outcome: Called with a call's token once its outcome is recorded: whoever waits in this process need not
             wait for the stream.
     """
@@ -67,6 +68,7 @@ class ToolCaller:
         gateways: Callable[[], int],
         on_outcome: Callable[[str, ToolOutcome], None],
         limits: DayLimits,
+        over_budget: Callable[[], None],
     ) -> None:
         self._servers = servers
         self._journal = journal
@@ -74,6 +76,7 @@ class ToolCaller:
         self._gateways = gateways
         self._on_outcome = on_outcome
         self._limits = limits
+        self._over_budget = over_budget
 
     async def work(self, job: Job, *, server: str) -> None:
         """Bring one job to its end; raises when it has to come again."""
@@ -114,6 +117,7 @@ class ToolCaller:
                 case Ended():
                     return claim.outcome
                 case OverBudget():
+                    self._over_budget()
                     text = f"The tool was not called: {tool_refused(claim.refusal)}."
                     return ToolOutcome(status="error", code=errors.BUDGET_SPENT, text=text)
                 case Orphaned():
