@@ -1,28 +1,38 @@
 """Shares of a provider as the market grants them: through the bucket, into a real gateway, out of a provider."""
 
 import asyncio
+import functools
 import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from coatcheck.gateway import limits
 from coatcheck.gateway.capacity import Division
 from coatcheck.gateway.market_board import MarketBoard
+from coatcheck.localstack.status import NatsStatus
+from coatcheck.messaging import market
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.keyvalue import kv_put
 from coatcheck.storage.database import Pool
-from schemas.config import ProviderLimits
+from coatcheck.workspace.checks import CheckRunner, StageFiles
+from coatcheck.workspace.sandbox import Sandbox
+from schemas.config import CheckLimits, ProviderLimits
+from schemas.evidence import Check
 from schemas.market import MARKET_PRICES, MarketPrice, market_key
+from tests.integration.nats_clients import client_as
 from tests.providers.gateway import Gateway, open_gateway, record_task, turn_request
 from tests.providers.openai_server import OpenAIServer
+from workers.agent import check_grant
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
 TOKENS_PER_SECOND = 35_000
+HOUR = timedelta(hours=1)
 
 
 async def publish(core: NatsClient, shares: Mapping[str, int], *, seconds: float = 60, interval: int = 1) -> None:
@@ -144,3 +154,30 @@ async def test_the_board_follows_the_bucket_and_never_holds_anybody_up(nats: Nat
     async with asyncio.timeout(3), MarketBoard(nowhere, lambda _, division: heard.append(division), ["openai"]):
         await asyncio.sleep(0)
     assert len(heard) == 3
+
+
+async def test_a_check_is_run_by_its_agents_share(
+    nats_server: NatsStatus, core: NatsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent reads the shares with its own key before a check, and goes on without a market as ever."""
+    key, now = market_key("check_cpu"), datetime.now(UTC)
+    runner = functools.partial(CheckRunner, Sandbox(CheckLimits()), tmp_path)
+    niceness = Check(name="nice", command=("python", "-c", "import os; print('nice', os.nice(0))"))
+    async with client_as(nats_server, "jen") as jen:
+        for shares, said in (({}, "nice 0"), ({"roy": 7500, "jen": 2500}, "nice 5")):
+            price = MarketPrice(
+                resource="check_cpu",
+                interval=1,
+                price=0,
+                shares=shares,
+                floors={},
+                cleared_at=now,
+                expires_at=now + HOUR,
+            )
+            await kv_put(core, MARKET_PRICES, key, price.model_dump_json().encode() if shares else b"")
+            ask = check_grant("jen", jen)
+            evidence = await runner(grant=ask).run([StageFiles("frontend", {}, [niceness])])
+            assert evidence.results[0].output_tail.split("\n")[0] == said
+        await kv_put(core, MARKET_PRICES, key, b"")
+        monkeypatch.setattr(market, "FRESH_SECONDS", 0.0)
+        assert (await ask()).niceness == 0
