@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.budget import Budget
+from schemas.budget import Allowance, Budget
 from schemas.judging import BUILT_IN_QUESTIONS, CHECK_CRITERIA, KIND_CHECKS, Criterion, JudgeConfig
 from schemas.mcp import McpServer
 from schemas.pipeline import DEFAULT_PIPELINE, Pipeline, Stage
@@ -57,7 +57,7 @@ class Tenant(BaseModel):
     weight: Annotated[float, Field(gt=0, le=1000)] = 1
     budget: Slug | None = None
     """Which of `[budgets]` a run of this tenant has that names none."""
-    per_day: Budget | None = None
+    per_day: Allowance | None = None
     """What all its runs together may use on one day (UTC)."""
 
 
@@ -66,9 +66,9 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    per_day: Budget | None = None
+    per_day: Allowance | None = None
     """By everybody together."""
-    agents: dict[Slug, Budget] = {}
+    agents: dict[Slug, Allowance] = {}
     """Agent → what its model calls may use per day."""
 
 
@@ -141,6 +141,16 @@ def unknown_callers(servers: Mapping[str, McpServer], agents: Collection[str]) -
         Disagreement(("mcp", name, "agents", index), f"there is no role {agent!r}; there are {', '.join(agents)}")
         for name, server in servers.items()
         for index, agent in enumerate(server.agents)
+        if agent not in agents
+    ]
+
+
+def unknown_spenders(budgets: Mapping[str, Budget], agents: Collection[str]) -> list[Disagreement]:
+    """Agents of budgets that do not exist."""
+    return [
+        Disagreement(("budgets", name, "agents", agent), f"there is no role {agent!r}; there are {', '.join(agents)}")
+        for name, budget in budgets.items()
+        for agent in budget.agents
         if agent not in agents
     ]
 

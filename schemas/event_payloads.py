@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from schemas.budget import Budget
 from schemas.deliverable import Artifact, Sha256
 from schemas.evidence import EvidenceSummary
 from schemas.notice import Notice
@@ -67,6 +68,15 @@ class RunChanged(Payload):
     """A run was paused, resumed or ended."""
 
     reason: Reason = ""
+    run: RunPoint
+
+
+class BudgetSet(Payload):
+    """A person has set what the run may spend."""
+
+    budget: Budget
+    """In all, what is spent included."""
+    by: str
     run: RunPoint
 
 

@@ -258,6 +258,13 @@ class DecisionMade(_SystemEvent):
     payload: payloads.DecisionMade
 
 
+class BudgetSet(_SystemEvent):
+    """A person has set what the run may spend."""
+
+    event_type: Literal["budget.set"]
+    payload: payloads.BudgetSet
+
+
 class TurnCompleted(_SystemEvent):
     """A model turn, from the LLM proxy's journal."""
 
@@ -334,6 +341,7 @@ SystemEvent: TypeAlias = Annotated[
     | StageRepaired
     | DecisionRequested
     | DecisionMade
+    | BudgetSet
     | TurnCompleted,
     Field(discriminator="event_type"),
 ]

@@ -68,3 +68,7 @@ class MarketPrice(BaseModel):
     """What remains of `shares` once `expires_at` has passed and nothing was cleared since."""
     cleared_at: datetime
     expires_at: datetime
+
+    def held(self, now: datetime) -> Mapping[str, int]:
+        """Agent → basis points that it has now."""
+        return self.shares if now < self.expires_at else self.floors

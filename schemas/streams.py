@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.market import MARKET_PRICES
 from schemas.subjects import PREFIX, deliverable_wildcard
 
 MAX_PAYLOAD_BYTES: Final = 10 * 1024 * 1024
@@ -116,6 +117,16 @@ AGENT_STATE_STREAM: Final = StreamSpec(
 )
 """History 8, of values of 64 KiB at most: 128 keys at worst, and thousands of the few hundred bytes that are usual."""
 
+MARKET_PRICES_STREAM: Final = AGENT_STATE_STREAM.model_copy(
+    update={
+        "name": kv_stream_name(MARKET_PRICES),
+        "subjects": (kv_subject(MARKET_PRICES, ">"),),
+        "agent": "core",
+        "republish_to": kv_changes(MARKET_PRICES),
+    }
+)
+"""How each resource is shared out now (`schemas.market.MarketPrice`), one key each."""
+
 
 AUDIT_LOG: Final = StreamSpec(
     name="audit_log",
@@ -211,8 +222,8 @@ def artifact_wildcard(agent: str) -> str:
 
 
 def bucket_streams(agents: Iterable[str]) -> tuple[StreamSpec, ...]:
-    """The streams of every bucket: the shared state and each agent's files."""
-    return (AGENT_STATE_STREAM, *(artifact_stream(agent) for agent in agents))
+    """The streams of every bucket: the shared state, the prices and each agent's files."""
+    return (AGENT_STATE_STREAM, MARKET_PRICES_STREAM, *(artifact_stream(agent) for agent in agents))
 
 
 def live_subject(subject: str) -> str:

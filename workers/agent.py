@@ -5,7 +5,7 @@ makes each a container of its own.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,11 +23,13 @@ from coatcheck.agents.loop import StageRunner
 from coatcheck.agents.presence import Presence
 from coatcheck.agents.proxy_model import TaskFinishedError
 from coatcheck.config import load_config
+from coatcheck.economy.grants import Grant, grant
 from coatcheck.errors import TurnRefusedError
 from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.messaging.event_reports import report_events
+from coatcheck.messaging.market import ShareReader
 from coatcheck.settings import Settings
 from coatcheck.workspace.checks import CheckRunner
 from coatcheck.workspace.folder import WorkspaceFolder
@@ -102,7 +104,7 @@ def _worker(role: Role, nats: NatsClient, process: _Process, presence: Presence)
     stores = Stores(
         deliverables=DeliverableService(nats, streams=process.config.streams),
         artifacts=ArtifactStore(nats),
-        checks=CheckRunner(sandbox, process.settings.workspaces_dir),
+        checks=CheckRunner(sandbox, process.settings.workspaces_dir, grant=check_grant(role.agent, nats)),
     )
     runner = StageRunner(
         role,
@@ -121,6 +123,16 @@ def _worker(role: Role, nats: NatsClient, process: _Process, presence: Presence)
         graceful_shutdown_timeout=GRACE,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
     )
+
+
+def check_grant(agent: str, nats: NatsClient) -> Callable[[], Awaitable[Grant]]:
+    """Asks the market, before each check of that agent, what the check has of this machine."""
+    cpu, memory = ShareReader(nats, "check_cpu"), ShareReader(nats, "check_memory")
+
+    async def ask() -> Grant:
+        return grant(agent, cpu=await cpu.shares(), memory=await memory.shares())
+
+    return ask
 
 
 def _author(role: Role, nats: NatsClient, process: _Process) -> Author:

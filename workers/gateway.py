@@ -7,17 +7,18 @@ import asyncio
 import functools
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coatcheck.agents.scripted import ScriptedModel
 from coatcheck.config import load_config
 from coatcheck.gateway.breaker_board import BreakerBoard
-from coatcheck.gateway.budgets import BudgetDesk
+from coatcheck.gateway.budgets import BudgetDesk, DayLimits
 from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk, ClaimService
 from coatcheck.gateway.llm_proxy import LLMProxy
+from coatcheck.gateway.market_board import MarketBoard
 from coatcheck.gateway.providers import Providers
 from coatcheck.gateway.tools.calls import ToolCaller
 from coatcheck.gateway.tools.desk import OPERATOR, ToolDesk
@@ -56,8 +57,11 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         desk = ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool))
         claims = ClaimService(desk, finished_notice=functools.partial(finished_notice, pool))
         board = await stack.enter_async_context(BreakerBoard(nats, config.providers))
-        chain = ModelChain(board, Capacity(config.providers, config.tenants))
+        capacity = Capacity(config.providers, config.tenants)
+        chain = ModelChain(board, capacity)
         providers = await stack.enter_async_context(_providers(settings, config))
+        asked = {model.partition(":")[0] for model in providers.allowed}
+        await stack.enter_async_context(MarketBoard(nats, capacity.divide, asked))
         measures = ModelInstruments(lifecycle.telemetry.meter, providers.allowed)
         board.listen(lambda model, _before, now: measures.breaker(model, now.state))
         turns = TurnDesk(
@@ -82,19 +86,29 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await stack.enter_async_context(serve(nats, name="llm", version="1.0.0", endpoints=endpoints))
         endpoints = {claims_subject(agent): functools.partial(claims.handle, agent) for agent in config.agents}
         await stack.enter_async_context(serve(nats, name="claims", version="1.0.0", endpoints=endpoints))
-        await stack.enter_async_context(tools(config, journal, pool=pool, nats=nats))
+        await stack.enter_async_context(tools(config, journal, pool=pool, nats=nats, over_budget=measures.over_budget))
         stack.callback(proxy.stop_waiting)  # first of all, or the requests in hand would be waited for
         await lifecycle.serve()
 
 
 @asynccontextmanager
-async def tools(config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsClient) -> AsyncIterator[None]:
-    """The MCP gateway: a desk that agents ask, and a queue per server."""
+async def tools(
+    config: Config, turns: TurnJournal, *, pool: Pool, nats: NatsClient, over_budget: Callable[[], None] = lambda: None
+) -> AsyncIterator[None]:
+    """The MCP gateway: a desk that agents ask, a queue per server; `over_budget` hears of calls that do not fit."""
     journal = ToolJournal(pool, turns.gateway_id, may_take_over=turns.may_take_over)
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(open_servers(config.mcp, os.environ, nats=nats))
         desk = ToolDesk(servers, journal=journal, nats=nats)
-        caller = ToolCaller(servers, journal=journal, nats=nats, gateways=lambda: turns.gateways, on_outcome=desk.tell)
+        caller = ToolCaller(
+            servers,
+            journal=journal,
+            nats=nats,
+            gateways=lambda: turns.gateways,
+            on_outcome=desk.tell,
+            limits=DayLimits(config.limits, config.tenants),
+            over_budget=over_budget,
+        )
         queues = [
             WorkQueue(
                 nats,

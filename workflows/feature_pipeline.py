@@ -329,9 +329,11 @@ class FeaturePipelineWorkflow:
     @workflow.update
     async def set_budget(self, change: BudgetChange) -> str:
         """What the run may spend in all from now on; stages that stopped for want of budget go on with it."""
+        told = self._run.budget_set(change, workflow.now())
         try:
             await self._record(change.budget)
         except ActivityError as error:
+            self._run.withdraw(told)
             cause = error.cause if isinstance(error.cause, ApplicationError) else error
             raise ApplicationError(cause.message, type=errors.BUDGET_REFUSED) from error
         going_on = [item for item in self._run.waiting.values() if item.reason.startswith(BLOCKED + BLOCKED_BY_BUDGET)]

@@ -14,7 +14,7 @@ from typing import Any
 from schemas import event_payloads as payloads
 from schemas import events
 from schemas.activities import RecordInput, RunRow, StageInputRef, TaskRow
-from schemas.budget import Budget
+from schemas.budget import Budget, BudgetChange
 from schemas.notice import Notice
 from schemas.pipeline import (
     Decision,
@@ -88,6 +88,7 @@ class RunState:
     _steps: int = 0
     _tasks: dict[str, TaskRow] = field(default_factory=dict)
     _pauses: int = 0
+    _budgets: int = 0
 
     def __post_init__(self) -> None:
         self._telling = Telling(self.run_key, self.workflow_id)
@@ -212,6 +213,18 @@ class RunState:
         self._pauses += paused
         kind = events.RunPaused if paused else events.RunResumed
         self._telling.about_run(kind, now, payloads.RunChanged(run=self._point()), occurrence=str(self._pauses))
+
+    def budget_set(self, change: BudgetChange, now: datetime) -> str:
+        """A person has set what the run may spend; returns the event's id, for `withdraw`."""
+        self._budgets += 1
+        payload = payloads.BudgetSet(budget=change.budget, by=change.by, run=self._point())
+        return self._telling.about_run(
+            events.BudgetSet, self._telling.moment(now), payload, occurrence=str(self._budgets)
+        )
+
+    def withdraw(self, event_id: str) -> None:
+        """It did not happen after all: the step that told it was refused, so nobody has heard of it."""
+        self._telling.withdraw(event_id)
 
     def end(self, status: RunStatus, reason: str, now: datetime) -> None:
         """The run is over; the rounds that were under way end with it."""

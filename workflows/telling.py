@@ -33,17 +33,18 @@ class Telling:
 
     def about_run(
         self, kind: Any, at: datetime, payload: Payload, *, occurrence: str = "", severity: str = "info"
-    ) -> None:
-        """Something happened to the run."""
-        self._latest[""] = self._tell(
+    ) -> str:
+        """Something happened to the run; returns the event's id."""
+        self._latest[""] = told = self._tell(
             kind,
             entity_id=self.run_key,
             occurrence=f"{occurrence}{self.reset}",
-            causation_id=self._latest.get(""),
+            causation_id=self._latest.get("") or None,
             severity=severity,
             occurred_at=at,
             payload=payload,
         )
+        return told
 
     def about_round(  # noqa: PLR0913  what one event says
         self,
@@ -64,7 +65,7 @@ class Telling:
             # A round that was inherited belongs to another run; what happens to it here happens to this run's task.
             entity_id=task_key(self.run_key, activity_id(stage, number)),
             occurrence=f"{occurrence}{self.reset}",
-            causation_id=self._latest.get(caused_by or stage) or self._latest.get(""),
+            causation_id=self._latest.get(caused_by or stage) or self._latest.get("") or None,
             agent=agent,
             severity=severity,
             occurred_at=at,
@@ -75,6 +76,13 @@ class Telling:
     def stored(self, event_ids: Collection[str]) -> None:
         """These are stored; what happened meanwhile stays."""
         self.untold = [event for event in self.untold if event.event_id not in event_ids]
+
+    def withdraw(self, event_id: str) -> None:
+        """It is not told, and has caused nothing."""
+        [event] = [event for event in self.untold if event.event_id == event_id]
+        self.stored({event_id})
+        if self._latest.get("") == event_id:
+            self._latest[""] = event.causation_id or ""
 
     def _tell(self, kind: Any, **fields: Any) -> str:
         event: SystemEvent = kind.of(correlation_id=self.run_key, session_id=self.session_id, **fields)

@@ -33,6 +33,9 @@ def run(  # noqa: PLR0913  one parameter per option
         str | None,
         typer.Option(metavar="USD|NAME", help="At most so many US dollars, or one of [budgets] of coatcheck.toml."),
     ] = None,
+    agent_budget: Annotated[
+        list[str] | None, typer.Option(metavar="AGENT=USD", help="Of it, this agent at most so much; repeatable.")
+    ] = None,
     timeout_decision: Annotated[
         int | None, typer.Option(help="Seconds a decision may take before the run expires. [default: 7 days]")
     ] = None,
@@ -56,7 +59,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "feature": feature,
         "pipeline": chosen,
         "tenant": tenant,
-        "budget": budget if budget is None else starting.budget_option(budget),
+        "budget": starting.budget_option(budget, agent_budget or ()),
         "gates": gate or None,
         "decision_timeout_seconds": timeout_decision,
     }
@@ -130,16 +133,19 @@ def set_budget(
     *,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of model calls in all.")] = None,
     calls: Annotated[int | None, typer.Option(min=1, help="Model calls in all.")] = None,
+    agent_budget: Annotated[
+        list[str] | None, typer.Option(metavar="AGENT=USD", help="Of it, this agent at most so much; repeatable.")
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Who decides. [default: your user name]")] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Set what a run may spend in all, what it has spent included; a stage that stopped for want of it goes on.
 
-    Example: coatcheck set-budget customer-search 2.50
+    Example: coatcheck set-budget customer-search 2.50 --agent-budget roy=1
     """
     from coatcheck.cli import request, session, steering  # noqa: PLC0415
 
-    wanted = request.budget_from(usd=usd, tokens=tokens, calls=calls)
+    wanted = request.budget_from(usd=usd, tokens=tokens, calls=calls, agents=agent_budget or ())
     session.run(steering.set_budget(name, wanted, by=by, data_dir=data_dir))
 
 

@@ -72,14 +72,29 @@ def parse_request(text: str) -> FeatureRequest:
         raise _misuse(error, values) from error
 
 
-def budget_from(*, usd: str | None = None, tokens: int | None = None, calls: int | None = None) -> Budget:
+def budget_from(
+    *, usd: str | None = None, tokens: int | None = None, calls: int | None = None, agents: Sequence[str] = ()
+) -> Budget:
     """A budget from options; `None` means not limited.
+
+    Args:
+        usd: Like `2.50`.
+        tokens: Of model calls.
+        calls: Model calls.
+        agents: `AGENT=USD`, what single agents may spend of it.
 
     Raises:
         MisuseError: nothing is limited, or an amount is none.
     """
+    shares = {}
+    for text in agents:
+        agent, separator, amount = text.partition("=")
+        if not separator:
+            raise MisuseError(f"{text!r} is no agent's limit", hint="it is like roy=0.50")
+        shares[agent] = {"usd": amount.removeprefix("$")}
+    given = {"usd": usd and usd.removeprefix("$"), "tokens": tokens, "calls": calls, "agents": shares}
     try:
-        return Budget.model_validate({"usd": usd and usd.removeprefix("$"), "tokens": tokens, "calls": calls})
+        return Budget.model_validate(given)
     except ValidationError as error:
         problems = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False))
         raise MisuseError(problems, hint="an amount in US dollars is like 2.50") from error

@@ -57,22 +57,30 @@ def _head(told: Explanation, now: datetime) -> list[str]:
     tenant = f", tenant {told.tenant}" if told.tenant else ""
     lines.append(f"run {told.run_key}{tenant}, started {moment(told.started_at)}")
     if told.budget:
-        lines.append(_budget(told.budget))
+        lines += _wrap(budget_line(told.budget), 3)
     if told.error:
         lines += _wrap(f"error: {one_line(told.error, 400)}", 3)
     return lines + [_clip(f"note: {one_line(text)}") for text in told.missing]
 
 
-def _budget(budget: RunBudget) -> str:
-    """`budget: $0.31 of $0.50 spent, $0.04 held for calls under way; 12 of 40 calls`."""
+def budget_line(budget: RunBudget) -> str:
+    """`budget: $0.31 of $0.50 spent, $0.04 held for calls under way, $0.15 left; 12 of 40 calls; roy 3 of 9 calls`."""
     parts = []
-    if budget.credits is not None:
+    if budget.credits is not None and budget.left is not None:
         held = f", {format_credits(budget.held)} held for calls under way" if budget.held else ""
-        parts.append(f"{format_credits(budget.spent or 0)} of {format_credits(budget.credits)} spent{held}")
+        left = f", {format_credits(budget.left)} left"
+        parts.append(f"{format_credits(budget.spent or 0)} of {format_credits(budget.credits)} spent{held}{left}")
     if budget.tokens is not None:
         parts.append(f"{budget.tokens_used:,} of {budget.tokens:,} tokens")
     if budget.calls is not None:
         parts.append(f"{budget.calls_used:,} of {budget.calls:,} calls")
+    for own in budget.agents:
+        if own.credits is not None:
+            parts.append(f"{own.agent} {format_credits(own.credits_used)} of {format_credits(own.credits)}")
+        if own.tokens is not None:
+            parts.append(f"{own.agent} {own.tokens_used:,} of {own.tokens:,} tokens")
+        if own.calls is not None:
+            parts.append(f"{own.agent} {own.calls_used:,} of {own.calls:,} calls")
     return f"budget: {'; '.join(parts)}"
 
 

@@ -1,7 +1,7 @@
 """Starts a pipeline, as the plain `temporal` program could, but refuses bad input before anything connects."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,10 +49,20 @@ def chosen_pipeline(name: str | None, *, config: Path | None, data_dir: Path) ->
     return None if pipelines[wanted] == DEFAULT_PIPELINE else pipelines[wanted]
 
 
-def budget_option(text: str) -> Budget | str:
-    """`0.50` is an amount of US dollars, anything else a budget's name."""
+def budget_option(text: str | None, agents: Sequence[str] = ()) -> Budget | str | None:
+    """`0.50` is an amount of US dollars, anything else a budget's name; `agents` as `budget_from` has them.
+
+    Raises:
+        MisuseError: no amount, or limits of agents beside a name.
+    """
+    if text is None:
+        return budget_from(agents=agents) if agents else None
     is_amount = text.lstrip("$").replace(".", "").replace(",", "").isdigit()
-    return budget_from(usd=text) if is_amount else text
+    if is_amount:
+        return budget_from(usd=text, agents=agents)
+    if agents:
+        raise MisuseError(f"limits of agents do not go with the name {text!r}", hint=f"put them into [budgets.{text}]")
+    return text
 
 
 def request_from(

@@ -3,9 +3,9 @@
 import asyncio
 import getpass
 from collections.abc import Generator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
@@ -30,6 +30,9 @@ from schemas.budget import Budget, BudgetChange
 from schemas.pipeline import Decision, DecisionAction, Waiting
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
+if TYPE_CHECKING:
+    from coatcheck.storage.budgets import RunBudget
+
 MIN_SHA256_PREFIX: Final = 8
 UPDATE_SECONDS: Final = 15.0
 """The worker has just answered a query; an update takes it one workflow task."""
@@ -42,7 +45,8 @@ async def show_progress(run: str, *, as_json: bool, data_dir: Path) -> None:
         RunNotFoundError: there is no such run.
         DependencyDownError: neither Temporal nor PostgreSQL answers.
     """
-    seen = await look(run, load_settings(data_dir))
+    settings = load_settings(data_dir)
+    seen = await look(run, settings)
     if seen.source != WORKFLOW:
         tell(f"note: {seen.source}")
     if seen.progress is None:
@@ -50,12 +54,27 @@ async def show_progress(run: str, *, as_json: bool, data_dir: Path) -> None:
             f"there is no progress of {run}",
             hint=f"`coatcheck watch {run}` says how it ended, if it did; `coatcheck doctor` checks the workers",
         )
+    budget = await _budget(seen.progress.run_key, settings)
     if as_json:
-        emit_json(seen.progress)
+        emit_json(seen.progress.model_dump() | ({"budget": budget} if budget else {}))
         return
     emit(table(seen.progress))
+    if budget:
+        from coatcheck.cli.screen import budget_line  # noqa: PLC0415  what a run without a budget needs not load
+
+        emit(budget_line(budget) + "\n")
     for line in question(seen.progress):
         tell(line)
+
+
+async def _budget(run_key: str, settings: Settings) -> "RunBudget | None":
+    """What the run may spend and has spent; `None` without a budget, or when PostgreSQL does not say."""
+    from coatcheck.storage.budgets import run_budget  # noqa: PLC0415  takes as long to load as all the rest
+
+    with suppress(DependencyDownError):
+        async with open_database(settings) as pool:
+            return await run_budget(pool, run_key)
+    return None
 
 
 async def look(run: str, settings: Settings) -> Seen:

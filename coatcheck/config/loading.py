@@ -19,7 +19,7 @@ from coatcheck.config.places import Key, Places
 from coatcheck.config.prompts import UnreadableError, read_prompt, read_text
 from coatcheck.errors import ConfigError
 from coatcheck.messaging.accounts import check_agent_name
-from schemas.config import DEFAULT_CONFIG, Config, disagreements, misjudged, unknown_callers
+from schemas.config import DEFAULT_CONFIG, Config, disagreements, misjudged, unknown_callers, unknown_spenders
 from schemas.pipeline import Pipeline, Stage, StageKind, graph_faults
 from schemas.roles import DEFAULT_ROLES, Role
 from schemas.subjects import check_slug
@@ -98,7 +98,11 @@ class _Reading:
         checked = self._checked(Config, (), rest)
         if checked is None or self.mistakes:
             return None
-        wrong = [*misjudged(checked.criteria, checked.judges), *unknown_callers(checked.mcp, roles)]
+        wrong = [
+            *misjudged(checked.criteria, checked.judges),
+            *unknown_callers(checked.mcp, roles),
+            *unknown_spenders(checked.budgets, roles),
+        ]
         self.mistakes += [Mistake(item.key, item.message) for item in wrong]
         if self.mistakes:
             return None

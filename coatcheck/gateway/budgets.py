@@ -12,18 +12,46 @@ from typing import Any, Final
 from pydantic_ai.messages import ModelResponse
 
 from coatcheck.economy.quotes import ANSWER_TOKENS, TIGHT_ANSWER_TOKENS, Quote, Rates, quote
-from coatcheck.economy.units import budget_in_microcredits, format_credits
+from coatcheck.economy.units import budget_in_microcredits, cost_in_microcredits, format_credits
 from coatcheck.gateway.prices import PriceTable
 from coatcheck.storage.journal import TurnQuote
-from schemas.budget import Budget
+from schemas.budget import Allowance
 from schemas.config import Limits, Tenant
 from schemas.conversation import TurnOverBudget, TurnRequest
 from schemas.ledger import Reservation
+from schemas.mcp import McpServer
 
 GRACE_SECONDS: Final = 300
 """A reservation outlives the longest call by this: the answer has to be journalled, also after an outage."""
 _HARMLESS: Final = frozenset({"max_tokens", "temperature", "top_p", "top_k", "seed", "stop_sequences", "tool_choice"})
 """Settings of a request that make nothing dearer; the others are not passed on where something may not be exceeded."""
+
+
+class DayLimits:
+    """What may be used on one day, as the database takes it.
+
+    Args:
+        limits: Of everybody, and of single agents.
+        tenants: Whose limits of a day are passed on; the database knows whose run a call belongs to.
+    """
+
+    def __init__(self, limits: Limits, tenants: Mapping[str, Tenant]) -> None:
+        self._agents = {agent: _micro(budget) for agent, budget in limits.agents.items()}
+        self._tenants = {name: _micro(it.per_day) for name, it in tenants.items() if it.per_day is not None}
+        self._day = None if limits.per_day is None else _micro(limits.per_day)
+
+    def of(self, agent: str) -> dict[str, Any]:
+        """Those that a call of that agent may meet; of its run and tenant the database knows more."""
+        return {"agent": self._agents.get(agent), "tenants": self._tenants, "day": self._day}
+
+    def tool_quote(self, agent: str, server: McpServer) -> str | None:
+        """What one call of a server costs, for `reserve_tool`; `None` when it costs nothing."""
+        if not server.cost_usd:
+            return None
+        lifetime = int(server.timeout_seconds) + GRACE_SECONDS
+        return json.dumps(
+            {"cost": cost_in_microcredits(server.cost_usd), "lifetime": lifetime, "limits": self.of(agent)}
+        )
 
 
 class BudgetDesk:
@@ -41,9 +69,7 @@ class BudgetDesk:
     ) -> None:
         self._prices = prices
         self._known: dict[tuple[str, date], Rates | None] = {}
-        self._agents = {agent: _micro(budget) for agent, budget in limits.agents.items()}
-        self._tenants = {name: _micro(it.per_day) for name, it in tenants.items() if it.per_day is not None}
-        self._day = None if limits.per_day is None else _micro(limits.per_day)
+        self._limits = DayLimits(limits, tenants)
         self._lifetime = int(call_seconds) + GRACE_SECONDS
 
     def quotes(self, agent: str, request: TurnRequest, model: str, *, encoded: bytes) -> Iterator[TurnQuote]:
@@ -68,7 +94,7 @@ class BudgetDesk:
             yield self._encoded(agent, model, worst, has_brief=has_brief)
 
     def _encoded(self, agent: str, model: str, worst: Quote, *, has_brief: bool) -> TurnQuote:
-        limits = {"agent": self._agents.get(agent), "tenants": self._tenants, "day": self._day}
+        limits = self._limits.of(agent)
         document = {
             "model": model,
             "rate": None if worst.rate is None else str(worst.rate),
@@ -80,7 +106,7 @@ class BudgetDesk:
             "lifetime": self._lifetime,
             "limits": limits,
         }
-        is_limited = bool(limits["agent"] or self._tenants or self._day)
+        is_limited = any(limits.values())
         return TurnQuote(json.dumps(document), is_limited=is_limited, answer_tokens=worst.answer_tokens)
 
     @staticmethod
@@ -106,17 +132,33 @@ def ending(request: TurnRequest, turn: TurnQuote, response: ModelResponse) -> st
 
 def over_budget(refusal: Reservation) -> TurnOverBudget:
     """What the agent is told, in words."""
-    what, _, name = refusal.by.partition("/")
-    if what == "price":
+    if refusal.by.startswith("price/"):
+        name = refusal.by.partition("/")[2]
         return TurnOverBudget(reason=f"no price is known for {name}, so its cost cannot be limited: set one, or tokens")
-    left = format_credits(max(refusal.left, 0)) if refusal.unit == "credits" else f"{max(refusal.left, 0):,}"
-    whose = "the run" if what == "run" else "everybody today" if what == "day" else f"{what} {name.split('/')[0]} today"
-    unit = "" if refusal.unit == "credits" else f" {refusal.unit}"
     needed = format_credits(refusal.needed) if refusal.unit == "credits" else f"{refusal.needed:,}"
-    return TurnOverBudget(reason=f"{whose} has {left}{unit} left, and the next call with a last one may take {needed}")
+    return TurnOverBudget(reason=f"{what_is_left(refusal)} left, and the next call with a last one may take {needed}")
 
 
-def _micro(budget: Budget) -> dict[str, int | None]:
+def tool_refused(refusal: Reservation) -> str:
+    """What the agent is told when a call of a tool does not fit."""
+    needed = format_credits(refusal.needed)
+    return f"{what_is_left(refusal)} left, and this call with a last one of the model may take {needed}"
+
+
+def what_is_left(refusal: Reservation) -> str:
+    """`the run has $0.10`: who is short, and how much it still has."""
+    what, _, name = refusal.by.partition("/")
+    whose = {
+        "run": "the run",
+        "day": "everybody today",
+        "run-agent": f"agent {name.split('/')[0]} in this run",
+    }.get(what, f"{what} {name.split('/')[0]} today")
+    if refusal.unit == "credits":
+        return f"{whose} has {format_credits(max(refusal.left, 0))}"
+    return f"{whose} has {max(refusal.left, 0):,} {refusal.unit}"
+
+
+def _micro(budget: Allowance) -> dict[str, int | None]:
     return {
         "credits": None if budget.usd is None else budget_in_microcredits(budget.usd),
         "tokens": budget.tokens,

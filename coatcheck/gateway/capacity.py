@@ -3,6 +3,10 @@
 Limits belong to a provider (the part of a model's name before the colon) and are divided by the number of living
 gateways; the learnt concurrency belongs to a model. Without limits and 429s nobody waits and nothing is counted but
 the calls in flight. The state is this process's own: a restart begins with full buckets.
+
+Who waits is let in by the agents' shares of the provider, if a market has given any, and else by tenant (`shares`).
+What a call takes of a provider is measured in seconds of the limit that it uses most of: a large prompt by its tokens,
+a small one as a request. So a share is one of tokens and of requests, and nobody has more by making its calls small.
 """
 
 import asyncio
@@ -12,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from coatcheck.gateway.limits import AdaptiveLimit, FairQueue, TokenBucket
+from coatcheck.gateway.limits import AdaptiveLimit, TokenBucket
+from coatcheck.gateway.shares import Payer, SharedQueue
 from schemas.config import ProviderLimits, Tenant
 
 _NO_LIMITS: Final = ProviderLimits()
@@ -27,14 +32,37 @@ class Slot:
     model: str
     tokens: float
     """The estimate that was taken from the bucket."""
+    payer: Payer | None = None
+    """Of one that had to wait: nobody is measured by what was there for all."""
 
 
 @dataclass(eq=False)
 class _Waiter:
     model: str
-    tenant: str
+    payer: Payer
+    order: float
     tokens: float
+    cost: float
     place: asyncio.Future[Slot | None]
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a provider is divided among agents."""
+
+    shares: Mapping[str, int] = field(default_factory=dict)
+    """Agent → basis points; who is not named has what these leave. Nobody named: tenants alone decide."""
+    floors: Mapping[str, int] = field(default_factory=dict)
+    """What is left of `shares` after `until`."""
+    until: float = math.inf
+    """On the clock of `Capacity`."""
+
+    def now(self, now: float) -> Mapping[str, int]:
+        """The shares that hold."""
+        return self.shares if now < self.until else self.floors
+
+
+_UNDIVIDED: Final = Division()
 
 
 @dataclass
@@ -47,9 +75,10 @@ class _Model:
 @dataclass
 class _Provider:
     limits: ProviderLimits
-    queue: FairQueue[_Waiter]
+    queue: SharedQueue[_Waiter]
     requests: TokenBucket | None
     tokens: TokenBucket | None
+    division: Division = _UNDIVIDED
     in_flight: int = 0
     timer: asyncio.TimerHandle | None = None
 
@@ -91,6 +120,12 @@ class Capacity:
                 provider.tokens.set_rate(provider.limits.tokens_per_minute / gateways, now=now)
             self._serve(provider)
 
+    def divide(self, provider: str, division: Division) -> None:
+        """Divide a provider among agents from now on, those that wait included."""
+        found = self._provider(provider)
+        found.division = division
+        self._serve(found)
+
     def enter_now(self, model: str, *, least_tokens: int = 0) -> Slot | None:
         """A place at once, or `None` when somebody has to wait."""
         provider = self._provider(model)
@@ -104,13 +139,13 @@ class Capacity:
         return self._begin(self._provider(model), model, self._estimate(model, least_tokens))
 
     async def enter(
-        self, model: str, *, tenant: str, order: float, patience_seconds: float, least_tokens: int = 0
+        self, model: str, *, payer: Payer, order: float, patience_seconds: float, least_tokens: int = 0
     ) -> Slot | None:
-        """Wait for a place, fairly by tenant.
+        """Wait for a place: by the agent's share, then fairly by tenant.
 
         Args:
             model: `provider:model`.
-            tenant: Who pays.
+            payer: Which agent asks, and which tenant pays.
             order: When the turn first came, in any one clock; earlier ones of the tenant are served first.
             patience_seconds: How long to wait.
             least_tokens: What the call takes at least; the average of the model's last calls may be more.
@@ -123,14 +158,15 @@ class Capacity:
         """
         provider = self._provider(model)
         place: asyncio.Future[Slot | None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(model, tenant, self._estimate(model, least_tokens), place)
-        provider.queue.add(tenant, waiter, order=order)
+        tokens = self._estimate(model, least_tokens)
+        waiter = _Waiter(model, payer, order, tokens, self._cost(provider, tokens), place)
+        provider.queue.add(waiter)
         self._serve(provider)
         try:
             async with asyncio.timeout(patience_seconds):
                 return await asyncio.shield(place)
         except BaseException:
-            provider.queue.remove(tenant, waiter)
+            provider.queue.remove(waiter)
             if place.done() and (slot := place.result()) is not None:
                 self.leave(slot)
             self._serve(provider)
@@ -150,6 +186,7 @@ class Capacity:
             if provider.tokens is not None:
                 provider.tokens.take(tokens - slot.tokens, now=now)
             model.mean_tokens += _NEW_MEAN * (tokens - model.mean_tokens) if model.mean_tokens else tokens
+            self._correct(provider, slot, self._cost(provider, tokens) - self._cost(provider, slot.tokens))
         if succeeded:
             model.adaptive.succeeded(model.in_flight, now=now)
         provider.in_flight -= 1
@@ -163,6 +200,7 @@ class Capacity:
             provider.requests.take(-1, now=now)
         if provider.tokens is not None:
             provider.tokens.take(-slot.tokens, now=now)
+        self._correct(provider, slot, -self._cost(provider, slot.tokens))
         self.leave(slot)
 
     def overloaded(self, model: str) -> None:
@@ -174,7 +212,7 @@ class Capacity:
         """Let those who wait for that model, or for any, look again."""
         for provider in self._providers.values():
             for waiter in [item for item in provider.queue if model in (None, item.model)]:
-                provider.queue.remove(waiter.tenant, waiter)
+                provider.queue.remove(waiter)
                 if not waiter.place.done():
                     waiter.place.set_result(None)
 
@@ -183,19 +221,18 @@ class Capacity:
         if provider.timer is not None:
             provider.timer.cancel()
             provider.timer = None
-        while (waiter := next((item for item in provider.queue if not self._is_full(item.model)), None)) is not None:
+        provider.queue.divide(provider.division.now(self._clock()))
+        while (waiter := provider.queue.first(lambda item: not self._is_full(item.model))) is not None:
             wait = self._wait_seconds(provider, waiter.tokens)
             if wait > 0:  # nobody overtakes: a large call would wait for ever
                 if wait < math.inf:
                     provider.timer = asyncio.get_running_loop().call_later(wait, self._serve, provider)
                 return
-            provider.queue.serve(
-                waiter.tenant, waiter, cost=waiter.tokens if provider.limits.tokens_per_minute else 1.0
-            )
+            provider.queue.serve(waiter)
             if not waiter.place.done():
-                waiter.place.set_result(self._begin(provider, waiter.model, waiter.tokens))
+                waiter.place.set_result(self._begin(provider, waiter.model, waiter.tokens, waiter.payer))
 
-    def _begin(self, provider: _Provider, model: str, tokens: float) -> Slot:
+    def _begin(self, provider: _Provider, model: str, tokens: float, payer: Payer | None = None) -> Slot:
         now = self._clock()
         if provider.requests is not None:
             provider.requests.take(1, now=now)
@@ -203,7 +240,23 @@ class Capacity:
             provider.tokens.take(tokens, now=now)
         provider.in_flight += 1
         self._model(model).in_flight += 1
-        return Slot(model, tokens)
+        return Slot(model, tokens, payer)
+
+    @staticmethod
+    def _correct(provider: _Provider, slot: Slot, by: float) -> None:
+        if slot.payer is not None and by:
+            provider.queue.correct(slot.payer, by=by)
+
+    @staticmethod
+    def _cost(provider: _Provider, tokens: float) -> float:
+        """Seconds of the provider that a call takes: of its tokens or of its requests, whichever are more.
+
+        The dominant share of Ghodsi et al. 2011. Without a limit of either, calls are counted.
+        """
+        limits = provider.limits
+        by_request = 60 / limits.requests_per_minute if limits.requests_per_minute else 0.0
+        by_tokens = tokens * 60 / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
+        return max(by_request, by_tokens) or 1.0
 
     def _is_full(self, name: str) -> bool:
         model = self._model(name)
@@ -234,7 +287,7 @@ class Capacity:
             limits = self._limits.get(name, _NO_LIMITS)
             found = self._providers[name] = _Provider(
                 limits,
-                FairQueue(lambda tenant: self._tenants[tenant].weight if tenant in self._tenants else 1.0),
+                SharedQueue(lambda tenant: self._tenants[tenant].weight if tenant in self._tenants else 1.0),
                 requests=self._bucket(limits.requests_per_minute),
                 tokens=self._bucket(limits.tokens_per_minute),
             )

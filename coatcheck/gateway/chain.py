@@ -1,8 +1,8 @@
 """Which model of a chain answers a turn, and when: breakers and capacity together.
 
 The first model whose breaker is closed is asked; one whose window is over is asked by a single turn, its probe. A turn
-waits here for a place (20 s at most, fairly by tenant) and for a breaker that will be over in a moment (2 s); whatever
-takes longer is *parked*: the stage waits in its workflow, where waiting takes neither a slot nor an attempt.
+waits here for a place (20 s at most, fairly by agent and tenant) and for a breaker that will be over in a moment (2 s);
+whatever takes longer is *parked*: the stage waits in its workflow, where waiting takes neither a slot nor an attempt.
 
 A model that was refused for good (key, quota, name) is passed over in favour of the others. When there is no other, it
 is asked all the same, and the run fails with the provider's own words instead of waiting for nothing.
@@ -17,6 +17,7 @@ from coatcheck.gateway.breaker import BreakerState, Cause
 from coatcheck.gateway.breaker_board import BreakerBoard
 from coatcheck.gateway.capacity import Capacity, Slot
 from coatcheck.gateway.provider_errors import Blame, ProviderFailure
+from coatcheck.gateway.shares import Payer
 
 INSIDE_SECONDS = 2.0
 """A shorter wait is not worth the events that parking leaves in a history."""
@@ -87,14 +88,14 @@ class ModelChain:
         return None if slot is None else Permit(model, slot, self._board.now())
 
     async def permit(
-        self, models: Sequence[str], *, turn: str, tenant: str, give_up: float, least_tokens: int
+        self, models: Sequence[str], *, turn: str, payer: Payer, give_up: float, least_tokens: int
     ) -> Permit | Parked:
         """Wait for leave to ask one of the models.
 
         Args:
             models: In order of preference.
             turn: Names the turn; it keeps its place in the queue when it comes back after having been parked.
-            tenant: Who pays.
+            payer: Which agent asks, and which tenant pays.
             give_up: When waiting here ends, on the loop's clock.
             least_tokens: What the call takes at least.
         """
@@ -109,20 +110,20 @@ class ModelChain:
             if self.closing:
                 found = self._parked("the gateway is stopping", 1.0)
             else:
-                found = await self._choose(models, tenant=tenant, came=came, left=left, least_tokens=least_tokens)
+                found = await self._choose(models, payer=payer, came=came, left=left, least_tokens=least_tokens)
         if isinstance(found, Permit):
             self._first_come.pop(turn, None)
         self._forget_the_oldest()
         return found
 
     async def _choose(
-        self, models: Sequence[str], *, tenant: str, came: float, left: float, least_tokens: int
+        self, models: Sequence[str], *, payer: Payer, came: float, left: float, least_tokens: int
     ) -> Permit | Parked | None:
         """One look at the chain; `None`: something has changed, look again."""
         for model in self._candidates(models):
             state = self._board.state(model)
             if state.closed():
-                return await self._queue(model, tenant=tenant, came=came, left=left, least_tokens=least_tokens)
+                return await self._queue(model, payer=payer, came=came, left=left, least_tokens=least_tokens)
             if state.may_probe(self._board.now()):
                 began = await self._board.take_probe(model)
                 if began is None:
@@ -142,11 +143,11 @@ class ModelChain:
         return state.cause is Cause.REFUSED and not state.closed() and not state.may_probe(self._board.now())
 
     async def _queue(
-        self, model: str, *, tenant: str, came: float, left: float, least_tokens: int
+        self, model: str, *, payer: Payer, came: float, left: float, least_tokens: int
     ) -> Permit | Parked | None:
         try:
             slot = await self._capacity.enter(
-                model, tenant=tenant, order=came, patience_seconds=max(left, 0.0), least_tokens=least_tokens
+                model, payer=payer, order=came, patience_seconds=max(left, 0.0), least_tokens=least_tokens
             )
         except TimeoutError:
             return self._parked(f"{model} is asked by others for as long as its limits allow", QUEUE_SECONDS / 2)

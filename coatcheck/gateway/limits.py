@@ -138,6 +138,11 @@ class FairQueue(Generic[Item]):
         self._paid[tenant] += cost / self._weight(tenant)
         self.remove(tenant, item)
 
+    def correct(self, tenant: str, *, by: float) -> None:
+        """Let a tenant that was served pay more, or with a negative amount less."""
+        self._paid[tenant] = self._paid.get(tenant, self._now) + by / self._weight(tenant)
+        self._forget()
+
     def _forget(self) -> None:
         """Tenants that do not wait and have paid no more than a newcomer would begin with need no entry."""
         for tenant in [name for name, paid in self._paid.items() if name not in self._waiting and paid <= self._now]:

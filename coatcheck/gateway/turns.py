@@ -44,6 +44,7 @@ from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.conversation import for_provider
 from coatcheck.gateway.provider_errors import MAX_MESSAGE_CHARACTERS, Blame, ProviderFailure
 from coatcheck.gateway.providers import Providers
+from coatcheck.gateway.shares import Payer
 from coatcheck.storage.journal import Claimed, ClaimOutcome, Done, Finished, OverBudget, TurnJournal, TurnQuote
 from coatcheck.telemetry.instruments import ModelInstruments
 from schemas import errors
@@ -213,7 +214,7 @@ class TurnDesk:
         found = await self._chain.permit(
             course.models,
             turn=f"{course.request.task_key}/{course.request.turn}",
-            tenant=tenant,
+            payer=Payer(course.agent, tenant),
             give_up=course.give_up,
             least_tokens=course.least_tokens,
         )

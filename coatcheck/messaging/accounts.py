@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
 from schemas.agent_state import MODEL_PREFIX, SERVER_PREFIX, agent_key
+from schemas.market import MARKET_PRICES
 from schemas.streams import (
     AGENT_STATE,
     AUDIT_LOG,
@@ -78,8 +79,8 @@ _PULL: Final = f"CONSUMER.MSG.NEXT.{MCP_REQUESTS.name}.*"
 _ACK: Final = f"$JS.ACK.{MCP_REQUESTS.name}.>"
 _OUTCOMES: Final = MCP_RESULTS.republish_to or ""
 """What the hub repeats to gateways, each of which waits for some of them."""
-_CHANGES: Final = kv_changes(AGENT_STATE)
-"""What the hub repeats to those who follow the state; a stream export, so nothing can be sent back through it."""
+_CHANGES: Final = (kv_changes(AGENT_STATE), kv_changes(MARKET_PRICES))
+"""What the hub repeats to those who follow state or prices; stream exports, so nothing can be sent back by them."""
 
 PROJECTOR: Final = "events-projector"
 """The durable consumer that brings the audit log into PostgreSQL."""
@@ -227,7 +228,7 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports += [_export(f"{OWN_JS_PREFIX}.{verb}", gateway) for verb in _stream_verbs([MCP_RESULTS])]
     exports.append(_export(f"{OWN_JS_PREFIX}.{_PULL}", gateway, streamed=True))
     exports.append(_export_stream(_OUTCOMES, gateway))
-    exports.append(_export_stream(_CHANGES, [users[GATEWAY].account, users[OBSERVER].account]))
+    exports += [_export_stream(changes, [users[GATEWAY].account, users[OBSERVER].account]) for changes in _CHANGES]
     exports += _served_by(HUB, agents)
     exports.append(_export(_service(EVENTS, JUDGE), [users[JUDGE].account], REPLY_THRESHOLD))
     exports += [_export(_service(ARCHIVE, name), [users[name].account], REPLY_THRESHOLD) for name in ARCHIVE_READERS]
@@ -248,7 +249,7 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
             *(f"{HUB_JS_PREFIX}.{verb}" for verb in (*verbs, _PULL)),
         ],
         subscribe=[
-            _CHANGES,
+            *_CHANGES,
             _OUTCOMES,
             *(_service(name, "*") for name, account in SERVICES.items() if account == user.account),
             "$SRV.>",
@@ -264,8 +265,7 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
         imports=[
             *(_import(subject) for subject in (*_GATEWAY_PUBLISHES, _ACK)),
             _import(_service(ARCHIVE, GATEWAY)),
-            _import_stream(_CHANGES),
-            _import_stream(_OUTCOMES),
+            *map(_import_stream, (*_CHANGES, _OUTCOMES)),
             *(_import_js(verb) for verb in (*verbs, _PULL)),
         ],
     )
@@ -296,9 +296,9 @@ def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
     archive = _service(ARCHIVE, OBSERVER)
     permissions = _permissions(
         publish=[archive, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
-        subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
+        subscribe=[*_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
     )
-    imports = [_import(archive), _import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
+    imports = [_import(archive), *map(_import_stream, (*_CHANGES, _LIVE)), *(_import_js(verb) for verb in verbs)]
     return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 

@@ -21,6 +21,21 @@ class Sweep(BaseModel):
     """Runs that have ended whose budget was not closed, or had something left."""
 
 
+class AgentShare(BaseModel):
+    """What one agent may use of a run's budget, and has used, reservations included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    agent: str
+    credits: int | None
+    """Micro-credits in all."""
+    tokens: int | None
+    calls: int | None
+    credits_used: int
+    tokens_used: int
+    calls_used: int
+
+
 class RunBudget(BaseModel):
     """A run's budget as it is."""
 
@@ -36,6 +51,13 @@ class RunBudget(BaseModel):
     tokens_used: int
     calls_used: int
     is_closed: bool
+    agents: list[AgentShare] = []
+    """Those with limits of their own, by name."""
+
+    @property
+    def left(self) -> int | None:
+        """Of the credits, what is neither paid nor held; `None` where money is not what limits the run."""
+        return None if self.credits is None else max(self.credits - (self.spent or 0) - self.held, 0)
 
 
 async def sweep(executor: Executor) -> Sweep:
@@ -65,10 +87,18 @@ async def run_budget(executor: Executor, run_key: str) -> RunBudget | None:
             SELECT budget.credits, budget.tokens, budget.calls, coalesce(account.held, 0) AS held,
                 (
                     SELECT coalesce(sum(amount), 0)::bigint FROM transactions
-                    WHERE source = account.account_id AND kind = 'model'
+                    WHERE source = account.account_id AND kind IN ('model', 'purchase')
                 ) AS spent,
                 coalesce(used.tokens, 0) AS tokens_used, coalesce(used.calls, 0) AS calls_used,
-                budget.closed_at IS NOT NULL AS is_closed
+                budget.closed_at IS NOT NULL AS is_closed,
+                (
+                    SELECT coalesce(jsonb_agg(most || jsonb_build_object(
+                        'agent', agent, 'credits_used', coalesce(own.credits, 0),
+                        'tokens_used', coalesce(own.tokens, 0), 'calls_used', coalesce(own.calls, 0)
+                    ) ORDER BY agent), '[]')
+                    FROM jsonb_each(budget.agents) AS given (agent, most)
+                    LEFT JOIN limit_usage AS own ON own.limit_id = 'run-agent/' || agent || '/' || budget.run_key
+                ) AS agents
             FROM run_budgets AS budget
             LEFT JOIN accounts AS account ON account.account_id = 'run/' || budget.run_key
             LEFT JOIN limit_usage AS used ON used.limit_id = 'run/' || budget.run_key

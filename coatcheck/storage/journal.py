@@ -240,7 +240,7 @@ class TurnJournal:
                             *_quoted(quote, task_key),
                         )
                 except asyncpg.PostgresError as error:
-                    return OverBudget(_refusal(error))
+                    return OverBudget(refusal_of(error))
                 assert row is not None
                 outcome = _outcome(row, task_key, turn, agent)
             if isinstance(outcome, Claimed) and outcome.is_reserved:
@@ -439,8 +439,8 @@ def _quoted(quote: TurnQuote | None, task_key: str) -> tuple[str | None, bool, s
     return (None, False, None) if quote is None else (quote.document, quote.is_limited, run_key_of(task_key))
 
 
-def _refusal(error: asyncpg.PostgresError) -> Reservation:
-    """What `reserve_turn` says is short.
+def refusal_of(error: asyncpg.PostgresError) -> Reservation:
+    """What `reserve_turn` or `reserve_tool` says is short.
 
     Raises:
         PostgresError: `error`, when it is none of its refusals.

@@ -13,9 +13,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+import asyncpg
+
 from coatcheck.errors import NotAuthorizedError, TaskClosedError, ToolKeyConflictError
 from coatcheck.storage.database import Executor, Pool, query, storable_text, storage_errors
-from coatcheck.storage.journal import LEASE
+from coatcheck.storage.journal import LEASE, refusal_of
+from schemas.ledger import Reservation
 from schemas.mcp import CallTool, ToolOutcome
 
 MOST_CALLS: Final = 3
@@ -46,7 +49,14 @@ class Orphaned:
     gateway_id: str
 
 
-Claim = Granted | Ended | Held | Orphaned
+@dataclass(frozen=True)
+class OverBudget:
+    """What it costs does not fit into what may still be spent; nothing was claimed."""
+
+    refusal: Reservation
+
+
+Claim = Granted | Ended | Held | Orphaned | OverBudget
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,14 @@ class ToolJournal:
             raise NotAuthorizedError(f"no task {call.task_key} of {agent} is recorded")
         return _found(row, call)
 
-    async def claim(self, call: CallTool, *, agent: str, repeatable: bool) -> Claim:
+    async def claim(self, call: CallTool, *, agent: str, repeatable: bool, quote: str | None = None) -> Claim:
         """Take the call for this gateway, or learn why not; whoever is granted it holds it until `complete`.
 
         Args:
             call: What is to be called.
             agent: Who asks for it.
             repeatable: Whether it may be made again when nobody knows how an earlier one ended.
+            quote: What it costs, for `reserve_tool`: reserved with the claim, or nothing is claimed. `None`: nothing.
 
         Raises:
             NotAuthorizedError: no such task of that agent is recorded.
@@ -131,19 +142,22 @@ class ToolJournal:
         self._held.add(key)
         claim: Claim | None = None
         try:
-            claim = await self._claim(call, agent, repeatable)
+            claim = await self._claim(call, agent, repeatable, quote)
         finally:
             if not isinstance(claim, Granted):
                 self._held.discard(key)
         return claim
 
-    async def _claim(self, call: CallTool, agent: str, repeatable: bool) -> Claim:  # noqa: FBT001  a column
-        with storage_errors():
-            row = await self._pool.fetchrow(
-                query("tool_claim"),
-                *(call.task_key, call.tool_call_id, agent, call.server, call.tool, self._gateway_id, call.digest()),
-                *(repeatable, MOST_CALLS, self._lease, self._may_take_over()),
-            )
+    async def _claim(self, call: CallTool, agent: str, repeatable: bool, quote: str | None) -> Claim:  # noqa: FBT001  a column
+        try:
+            with storage_errors():
+                row = await self._pool.fetchrow(
+                    query("tool_claim"),
+                    *(call.task_key, call.tool_call_id, agent, call.server, call.tool, self._gateway_id, call.digest()),
+                    *(repeatable, MOST_CALLS, self._lease, self._may_take_over(), quote),
+                )
+        except asyncpg.PostgresError as error:
+            return OverBudget(refusal_of(error))
         assert row is not None
         if row["calls"] is not None:
             return Granted()
@@ -155,8 +169,13 @@ class ToolJournal:
             return Orphaned(row["gateway_id"])
         return found or Held()  # another gateway's first claim is being committed right now
 
-    async def complete(self, call: CallTool, outcome: ToolOutcome) -> ToolOutcome:
-        """Record how our call ended; the first outcome stays.
+    async def complete(self, call: CallTool, outcome: ToolOutcome, *, is_priced: bool = False) -> ToolOutcome:
+        """Record how our call ended, and pay for it in the same transaction; the first outcome stays.
+
+        Args:
+            call: What was called.
+            outcome: How it ended, and what it cost.
+            is_priced: Whether it was claimed with a quote.
 
         Returns:
             What is recorded: this one, or the one that was there before.
@@ -164,15 +183,17 @@ class ToolJournal:
         Raises:
             LookupError: the call was never claimed.
         """
-        ended = await self._end(call, outcome, self._gateway_id)
+        ended = await self._end(call, outcome, self._gateway_id, is_priced=is_priced)
         self._held.discard((call.task_key, call.tool_call_id))
         return ended
 
-    async def abandon(self, call: CallTool, outcome: ToolOutcome, *, gateway_id: str) -> ToolOutcome:
+    async def abandon(
+        self, call: CallTool, outcome: ToolOutcome, *, gateway_id: str, is_priced: bool = False
+    ) -> ToolOutcome:
         """Record that nobody knows how a dead gateway's call ended; returns what is recorded, as `complete` does."""
-        return await self._end(call, outcome, gateway_id)
+        return await self._end(call, outcome, gateway_id, is_priced=is_priced)
 
-    async def _end(self, call: CallTool, outcome: ToolOutcome, gateway_id: str) -> ToolOutcome:
+    async def _end(self, call: CallTool, outcome: ToolOutcome, gateway_id: str, *, is_priced: bool) -> ToolOutcome:
         key = call.task_key, call.tool_call_id
         with storage_errors():
             is_first = await self._pool.fetchval(
@@ -181,10 +202,10 @@ class ToolJournal:
                     status = $4, outcome = $5, reference = $6, error_code = $7, result_bytes = $8, cost_usd = $9,
                     completed_at = now()
                 WHERE task_key = $1 AND tool_call_id = $2 AND gateway_id = $3 AND status = 'called'
-                RETURNING true
+                RETURNING CASE WHEN $10::bool THEN settle_tool($1, $2, $9::numeric) ELSE 'free' END
                 """,
                 *(*key, gateway_id, outcome.status, outcome.model_dump_json(), outcome.reference),
-                *(outcome.code or None, outcome.result_bytes, outcome.cost_usd),
+                *(outcome.code or None, outcome.result_bytes, outcome.cost_usd, is_priced),
             )
             if is_first:
                 return outcome

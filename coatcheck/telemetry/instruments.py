@@ -169,7 +169,9 @@ class ModelInstruments:
         self._again = meter.create_counter(
             CALLS_PAID_AGAIN, "{call}", "Calls whose turn had one before that was lost and may have been paid."
         )
-        self._over_budget = meter.create_counter(BUDGET_REFUSED, "{turn}", "Turns that no budget had room for.")
+        self._over_budget = meter.create_counter(
+            BUDGET_REFUSED, "{turn}", "Turns and calls of tools that no budget had room for."
+        )
         self._over_budget.add(0)
         self._breakers = meter.create_gauge(BREAKER_STATE, "1", "0 closed, 1 half open, 2 open.")
         for model in models:

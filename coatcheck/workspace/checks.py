@@ -9,12 +9,13 @@ outside has changed.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from coatcheck.economy.grants import PLAIN, Grant
 from coatcheck.failpoints import failpoint
 from coatcheck.workspace.files import Workspace
 from coatcheck.workspace.folder import WorkspaceFolder
@@ -42,14 +43,16 @@ class StageFiles:
 class CheckRunner:
     """Runs checks on this machine."""
 
-    def __init__(self, sandbox: Sandbox, base: Path) -> None:
+    def __init__(self, sandbox: Sandbox, base: Path, *, grant: Callable[[], Awaitable[Grant]] | None = None) -> None:
         """Keep what is needed for a run.
 
         Args:
             sandbox: Confines each check.
             base: The worker's folder of workspaces, where each run has a folder for as long as it takes.
+            grant: Asked before each check what it has of the machine; `None` where nothing is shared out.
         """
         self._sandbox = sandbox
+        self._grant = grant
         self._folder = WorkspaceFolder(base)
 
     async def run(self, stages: Sequence[StageFiles]) -> Evidence:
@@ -90,8 +93,10 @@ class CheckRunner:
         return results
 
     async def _run(self, stage: str, check: Check, workspace: Workspace, left_seconds: float) -> CheckResult:
+        grant = PLAIN if self._grant is None else await self._grant()
         finished = await self._sandbox.run(
             check.command,
+            grant=grant,
             cwd=workspace.root / stage,
             root=workspace.root,
             timeout_seconds=min(check.timeout_seconds, left_seconds),

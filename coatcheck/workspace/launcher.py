@@ -51,6 +51,8 @@ class Launch:
     timeout_seconds: float
     limits: dict[str, int] = field(default_factory=dict)
     """Name of an `RLIMIT_…` → bound, for each process of the command."""
+    same_session: bool = False
+    """Whether the command stays in the launcher's session, whose niceness is then the command's."""
     confinement: Literal["namespaces", "prepared", "landlock", "none"] = "none"
     """`prepared`: the launcher already runs in namespaces, as process 1."""
     network: bool = False
@@ -173,7 +175,8 @@ class _Command:
             env=self._launch.environment,
             stderr=subprocess.STDOUT,
             close_fds=False,  # all of ours close by themselves; to find them, an opaque process would try every number
-            start_new_session=True,
+            start_new_session=not self._launch.same_session,
+            process_group=0 if self._launch.same_session else None,
             preexec_fn=self._bound,  # noqa: PLW1509  this process has one thread
         )
 

@@ -5,6 +5,7 @@ that is the launcher's work (`coatcheck.workspace.launcher`). Standard input is 
 that a program which does not read its 256 KB prompt blocks nobody. A command that fails is a result, not an exception.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from coatcheck.economy.grants import PLAIN, Grant
 from coatcheck.errors import ChecksUnavailableError
 from coatcheck.workspace.isolation import (
     ISOLATION_HINT,
@@ -40,6 +43,8 @@ MAX_OPEN_FILES: Final = 4096
 """Of one process; test runners and build tools need some hundreds."""
 _LAUNCHER_SECONDS: Final = 20.0
 """How much longer than its command a launcher may take: it starts in 0.1 s, and gives a stuck process up after 10 s."""
+_AUTOGROUP_TRIES: Final = 3
+_AUTOGROUP_PAUSE_SECONDS: Final = 0.1
 _LIMIT_SIGNALS: Final = {-signal.SIGXCPU: "CPU time", -signal.SIGXFSZ: "file size"}
 
 
@@ -80,7 +85,7 @@ class Sandbox:
         self._limits = limits
         self._hidden = tuple(hidden)
 
-    async def run(
+    async def run(  # noqa: PLR0913  what, where, with what, for how long
         self,
         argv: Sequence[str],
         *,
@@ -91,6 +96,7 @@ class Sandbox:
         network: bool = False,
         timeout_seconds: float,
         on_output: Callable[[bytes], None] | None = None,
+        grant: Grant = PLAIN,
     ) -> Finished:
         """Run a command until it ends or is killed; on cancellation it gets SIGTERM and 2 s first.
 
@@ -104,15 +110,18 @@ class Sandbox:
             network: Leave it the network, where the level could take it.
             timeout_seconds: Wall time until it is killed.
             on_output: Called with each piece of the output as it comes.
+            grant: What it has of the machine beside other commands.
 
         Raises:
             ChecksUnavailableError: the system refuses the isolation now.
         """
         root, cwd = map(Path.resolve, (root, cwd))  # links to them may be hidden
         scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=root))  # below the root: swept with it after a kill -9
-        launch = self._launch(argv, cwd, root, scratch, env or {}, network=network, timeout_seconds=timeout_seconds)
+        launch = self._launch(
+            argv, cwd, root, scratch, env or {}, network=network, timeout_seconds=timeout_seconds, grant=grant
+        )
         try:
-            running = self._start(launch, stdin, on_output)
+            running = self._start(launch, stdin, on_output, niceness=grant.niceness)
             report = await running.until_end(timeout_seconds + _LAUNCHER_SECONDS)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -132,6 +141,7 @@ class Sandbox:
         *,
         network: bool,
         timeout_seconds: float,
+        grant: Grant,
     ) -> Launch:
         home = Path(env["HOME"]) if "HOME" in env else None
         program = sys.executable if argv[0] in {"python", "python3"} else argv[0]
@@ -146,17 +156,20 @@ class Sandbox:
             timeout_seconds=timeout_seconds,
             limits={
                 "RLIMIT_CPU": self._limits.cpu_seconds,
-                "RLIMIT_AS": self._limits.memory_mb * 1024**2,
+                "RLIMIT_AS": int(self._limits.memory_mb * grant.memory) * 1024**2,
                 "RLIMIT_FSIZE": MAX_FILE_BYTES,
                 "RLIMIT_NOFILE": MAX_OPEN_FILES,
                 "RLIMIT_CORE": 0,
             },
+            same_session=bool(grant.niceness),
             confinement=confinement_of(self.isolation),
             network=network,
             view=list(visible_files(root, home=home, hidden=self._hidden, network=network)),
         )
 
-    def _start(self, launch: Launch, stdin: bytes, on_output: Callable[[bytes], None] | None) -> Running:
+    def _start(
+        self, launch: Launch, stdin: bytes, on_output: Callable[[bytes], None] | None, *, niceness: int
+    ) -> Running:
         """Not by asyncio: a start that can be cancelled half-way is one more state to clean up."""
         ours, theirs = socket.socketpair()
         try:
@@ -170,12 +183,34 @@ class Sandbox:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C is the worker's to answer
                 )
+                _be_nice(process.pid, niceness)
         except BaseException:
             ours.close()
             raise
         running = Running(process, ours, self._limits.output_mb * 1024**2, on_output)
         running.say(json.dumps(asdict(launch)).encode() + b"\n")
         return running
+
+
+def _be_nice(pid: int, niceness: int) -> None:
+    """Let the launcher, and the command that it starts, have less of the CPU than others that want it, too.
+
+    Where Linux groups processes by session (autogroup), a session's niceness counts and that of its processes does not.
+    Best effort: where neither is there, or the command begins sessions of its own, it runs as any other.
+    """
+    if not niceness:
+        return
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    for _ in range(_AUTOGROUP_TRIES):
+        try:
+            Path(f"/proc/{pid}/autogroup").write_text(str(niceness), encoding="ascii")
+        except BlockingIOError:  # one such change in 0.1 s for all that are not root
+            time.sleep(_AUTOGROUP_PAUSE_SECONDS)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _folder_of_python(scratch: Path) -> Path:

@@ -102,6 +102,7 @@ def test_streams_are_as_declared(delivered: Outcome, cli: Cli) -> None:
     assert all(status["messages"] for status in streams)
     assert [status["name"] for status in buckets] == [
         "KV_agent_state",
+        "KV_market_prices",
         *(f"OBJ_artifacts_{agent}" for agent in AGENTS),
         "audit_log",
         "dead_letters",

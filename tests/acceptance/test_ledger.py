@@ -1,5 +1,6 @@
 """`coatcheck ledger`, `run --budget` and `set-budget` on a whole stack, as a person types them."""
 
+import json
 from collections.abc import Callable
 
 from tests.acceptance.program import Outcome
@@ -39,9 +40,17 @@ def test_a_run_without_calls_left_waits_for_more(cli: Cli) -> None:
     shown = cli("progress", "few-calls")
     assert "coatcheck set-budget" in shown.err
     assert "of 2 calls" in cli("why", "few-calls").out
-    more = cli("set-budget", "few-calls", "--calls", "500", "--by", "ann")
+    assert "of 2 calls" in shown.out
+    assert progress["budget"]["calls"] == 2
+    more = cli("set-budget", "few-calls", "--calls", "500", "--agent-budget", "roy=3", "--by", "ann")
     assert (more.code, "goes on" in more.err) == (0, True), more
     assert wait_for(cli, "few-calls", "completed")
+    [told] = [
+        json.loads(line) for line in cli("events", "few-calls", "--type", "budget.set", "--json").out.splitlines()
+    ]
+    assert told["payload"]["budget"] == {"calls": 500, "agents": {"roy": {"usd": "3"}}}
+    assert "roy $0.00 of $3.00" in cli("why", "few-calls").out
+    assert cli("set-budget", "few-calls", "5", "--agent-budget", "roy").code == 2
     late = cli("set-budget", "few-calls", "5", "--by", "ann")
     assert (late.code, "has ended" in late.err) == (1, True)
 

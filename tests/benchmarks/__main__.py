@@ -30,6 +30,7 @@ from tests.benchmarks.measure import disk_bytes, run_batch, run_once
 from tests.benchmarks.noop import NAMESPACE
 from tests.benchmarks.projector import measure_projector
 from tests.benchmarks.silent import NAMESPACE as SILENT_NAMESPACE
+from tests.benchmarks.storm import POLICIES, SHAPES, against, play_all
 from tests.benchmarks.telemetry import measure_telemetry
 from tests.benchmarks.tools import measure_tools
 from workers.temporal import connect
@@ -41,7 +42,7 @@ REPORT_BYTES: Final = 19_700
 REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
 NOOP: Final = ("temporal", "noop-core", "noop-agents")
 SILENT: Final = ("temporal", "nats", "postgres", "silent-core", "silent-agents", "gateway")
-SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger", "tools", "telemetry")
+SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger", "tools", "telemetry", "market")
 PROJECTED_PER_SECOND: Final = 3000
 """Events that the projector has to keep up with."""
 TRANSFERS_PER_SECOND: Final = 900
@@ -358,6 +359,20 @@ async def tool_calls(folder: Path) -> list[Figure]:
     ]
 
 
+def storms() -> list[Figure]:
+    """The market in storms against other policies; where it stands against priority keys is told, and not limited."""
+    outcomes = play_all(10)
+    figures = []
+    for shape in SHAPES:
+        for policy in POLICIES[:-1]:
+            ratio, detail = against(outcomes, shape, policy)
+            limit = None if "priorities" in policy else 1
+            figures.append(Figure(f"storm {shape}: {policy}, against the market", ratio, limit, "x", detail))
+    missing = max(one.short for shape in SHAPES for one in outcomes[shape, POLICIES[-1]])
+    detail = "of every agent that waited, in every minute of all storms"
+    return [*figures, Figure("missing to a floor in the market, at the worst", missing, 2, "calls", detail)]
+
+
 async def measure(sections: Sequence[str]) -> list[Figure]:
     """Run the named sections, all by default."""
     figures: list[Figure] = []
@@ -383,6 +398,8 @@ async def measure(sections: Sequence[str]) -> list[Figure]:
             figures += await observing(Path(folder))
         if "tools" in sections:
             figures += await tool_calls(Path(folder) / "tools")
+        if "market" in sections:
+            figures += await asyncio.to_thread(storms)
     return figures
 
 

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 
 from coatcheck.errors import InsufficientCreditsError
+from coatcheck.gateway.budgets import DayLimits, tool_refused
 from coatcheck.messaging.client import NatsClient
-from coatcheck.storage import budgets, ledger, state
+from coatcheck.storage import budgets, ledger, state, tool_calls
 from coatcheck.storage.database import Pool
+from coatcheck.storage.tool_calls import ToolJournal
 from coatcheck.telemetry.instruments import BUDGET_REFUSED
 from schemas.activities import RecordInput
-from schemas.budget import Budget
+from schemas.budget import Allowance, Budget
 from schemas.config import Limits, Price, Tenant
 from schemas.conversation import TurnAnswer, TurnError, TurnOverBudget
+from schemas.mcp import CallTool, McpServer, ToolOutcome
 from tests.integration.ledger_lab import funded
 from tests.integration.storage_rows import run_row
 from tests.providers.bill import calls
@@ -237,6 +240,71 @@ async def test_many_stages_at_once_never_spend_more_than_there_is(
     replies = Counter([type(await item).__name__ for item in asked])
     assert replies["TurnAnswer"] + replies["TurnOverBudget"] == 40
     assert len(calls(provider.bill)) == replies["TurnAnswer"] == FIT
+
+
+async def test_an_agent_has_a_limit_of_its_own_within_the_run(gateway: Gateway, owner: Pool) -> None:
+    """It stops there while the others go on, and `set_budget` may raise it; what it used is told."""
+    await record_task(owner, agent="roy", stage="backend", revision=2)
+    await limit(owner, 10, usd="1", agents={"sylvia": {"calls": 2}, "roy": {"usd": "0.6"}})
+    await gateway.answer(turn_request())
+    reply = await gateway.ask(turn_request(turn=2))
+    assert isinstance(reply, TurnOverBudget)
+    assert reply.reason.startswith("agent sylvia in this run has 1 calls left")
+    backend = turn_request(stage="backend")
+    assert isinstance(await gateway.ask(backend, agent="roy"), TurnAnswer)
+    found = await budgets.run_budget(owner, RUN_KEY)
+    assert found is not None
+    roy, sylvia = found.agents
+    assert (sylvia.agent, sylvia.calls, sylvia.calls_used, sylvia.credits) == ("sylvia", 2, 1, None)
+    assert (roy.credits, roy.credits_used + sylvia.credits_used) == (600_000, found.spent)
+    assert found.left == 1_000_000 - (found.spent or 0)
+    await limit(owner, 20, agents={"sylvia": {"calls": 9}})
+    assert isinstance(await gateway.ask(turn_request(turn=2)), TurnAnswer)
+
+
+async def test_a_priced_call_of_a_tool_is_reserved_and_paid(gateway: Gateway, owner: Pool, pool: Pool) -> None:
+    """What fits beside the last turn's price, and not a micro-credit more; a call that fails costs what it says."""
+    quotes = DayLimits(Limits(per_day=Allowance(usd=Decimal(5), calls=2)), {})
+    paid = McpServer(url="http://tools", agents=("sylvia",), tools=("*",), cost_usd=Decimal("0.3"))
+    quote = quotes.tool_quote("sylvia", paid)
+    assert quotes.tool_quote("sylvia", paid.model_copy(update={"cost_usd": Decimal(0)})) is None
+    first = ToolJournal(pool, "first", may_take_over=lambda: True)
+    await limit(owner, usd="1", tokens=10**6)
+    await gateway.answer(turn_request())
+    spent = (await row(owner))["cost_usd"] * 1_000_000
+
+    async def claim(call_id: str, journal: ToolJournal = first) -> object:
+        call = CallTool(
+            task_key=f"{RUN_KEY}/critique-1", tool_call_id=call_id, server="maps", tool="find", arguments={}
+        )
+        found = await journal.claim(call, agent="sylvia", repeatable=True, quote=quote)
+        if isinstance(found, tool_calls.Granted) and call_id != "lost":
+            outcome = ToolOutcome(status="result", text="ok", cost_usd=Decimal("0.3" if call_id == "a" else "0"))
+            for _ in range(2):
+                await journal.complete(call, outcome, is_priced=True)
+        return found
+
+    assert await claim("a") == tool_calls.Granted()
+    assert await claim("b") == tool_calls.Granted()  # the server was not reached
+    assert (await ledger.balance(owner, RUN)).balance == 1_000_000 - spent - 300_000
+    assert await claim("lost") == tool_calls.Granted()
+    assert (await ledger.balance(owner, RUN)).held == 300_000
+    refused = await claim("c")
+    assert isinstance(refused, tool_calls.OverBudget)
+    assert "the run has $0." in tool_refused(refused.refusal)
+    assert refused.refusal.needed > 300_000, "a last turn of the model has to fit as well"
+    assert await owner.fetchval("SELECT count(*) FROM tool_calls") == 3
+    assert await claim("lost", ToolJournal(pool, "second", may_take_over=lambda: True)) == tool_calls.Granted()
+    assert (await ledger.balance(owner, RUN)).held == 300_000, "its successor has the same reservation"
+    await owner.execute("UPDATE holds SET expires_at = now() - interval '1 s'")
+    assert (await budgets.sweep(owner)).holds == 1
+    found = await budgets.run_budget(owner, RUN_KEY)
+    assert found is not None
+    assert (found.spent, found.held, found.calls_used) == (spent + 300_000, 0, 1)
+    [entry] = (await ledger.history(owner, "provider/mcp-maps")).entries
+    assert (entry.kind, entry.amount, entry.memo) == ("purchase", 300_000, "maps: find")
+    day = await owner.fetchrow("SELECT credits, calls FROM limit_usage WHERE limit_id LIKE 'day/%'")
+    assert tuple(day) == (300_000, 0)
 
 
 # --- without a price, and by the day ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from coatcheck.economy.grants import Grant
 from coatcheck.errors import ChecksUnavailableError
 from coatcheck.workspace.isolation import hides_files_by_landlock, refusal
 from coatcheck.workspace.sandbox import Finished, Sandbox, detect_isolation
@@ -386,6 +387,36 @@ async def test_cpu_time(lab: Lab) -> None:
     finished = await limited(lab, cpu_seconds=1).python("while True: pass")
     assert (finished.outcome, finished.exit_code) == (CheckOutcome.TIMED_OUT, -signal.SIGXCPU)
     assert finished.output_tail == "[killed: limit of CPU time]\n"
+
+
+async def test_the_cpu_is_divided_by_niceness(lab: Lab) -> None:
+    """Two at once on one core, one of them five steps nicer: it gets about a third of what the other gets."""
+    said = await lab.python("import os; print(os.nice(0))", grant=Grant(niceness=5))
+    assert said.output_tail == "5\n"
+    if lab.sandbox.isolation is Isolation.BUBBLEWRAP:
+        return  # it begins a session of its own, whose niceness nobody sets (docs/adr/0044-shares-of-a-machine.md)
+    busy = """if True:
+        import os, pathlib, sys, time
+        os.sched_setaffinity(0, {0})
+        pathlib.Path(sys.argv[1]).touch()
+        while not all(os.path.exists(name) for name in ("plain", "nice")): pass
+        used, end = time.process_time(), time.time() + 1.5
+        while time.time() < end: pass
+        print(time.process_time() - used)
+    """
+    both = await asyncio.gather(
+        lab.command("python", "-c", busy, "plain"), lab.command("python", "-c", busy, "nice", grant=Grant(niceness=5))
+    )
+    plain, nice = (float(finished.output_tail) for finished in both)
+    assert 2 < plain / nice < 4.5
+
+
+async def test_more_memory_by_grant(lab: Lab) -> None:
+    """What does not fit into the usual limit fits into twice as much."""
+    code = "bytearray(300 * 2**20)"
+    lab = limited(lab, memory_mb=256)
+    assert (await lab.python(code)).outcome is CheckOutcome.FAILED
+    assert (await lab.python(code, grant=Grant(memory=2.0))).outcome is CheckOutcome.PASSED
 
 
 async def test_memory(lab: Lab) -> None:

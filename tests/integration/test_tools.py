@@ -12,13 +12,18 @@ import pytest
 from coatcheck.agents.author import ModelAuthor
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
+from coatcheck.storage import ledger, state
 from coatcheck.storage.database import Pool
 from coatcheck.storage.tool_calls import tool_call_rows
 from schemas import errors
+from schemas.activities import RecordInput
+from schemas.budget import Budget
 from schemas.events import ToolCompleted
 from schemas.mcp import McpServer
 from schemas.roles import DEFAULT_ROLES
+from schemas.workflow_ids import run_key_of
 from tests.integration.round_lab import PreparedTurns, RoundLab, submits
+from tests.integration.storage_rows import run_row
 from tests.integration.tool_lab import ToolLab, http_server, open_lab
 from tests.providers.gateway import record_task
 
@@ -41,6 +46,21 @@ async def test_a_call_is_made_once_and_told_as_often_as_it_is_asked_for(lab: Too
     assert lab.counted() == {"a": 1}
     [row] = await tool_call_rows(lab.pool, agent="roy")
     assert (row.task_key, row.status, row.calls, row.repeatable) == (lab.task_key, "result", 1, False)
+
+
+async def test_a_call_that_does_not_fit_into_the_budget_is_not_made(lab: ToolLab) -> None:
+    """The agent is told what is left, nothing is recorded, and what was made is paid for from the run's account."""
+    run_key = run_key_of(lab.task_key)
+    row = run_row(10, run_key=run_key, budget=Budget(usd=Decimal("0.03")))
+    await state.record(lab.owner, RecordInput(run=row))
+    async with lab.gateway(cost_usd="0.02"):
+        assert (await lab.roy.ask(lab.call("count", key="a"))).text == "counted a"
+        refused = await lab.roy.ask(lab.call("count", key="b"))
+    assert (refused.status, refused.code) == ("error", errors.BUDGET_SPENT)
+    assert "The tool was not called: the run has $0.01 left" in refused.text
+    assert lab.counted() == {"a": 1}
+    assert len(await tool_call_rows(lab.pool, agent="roy")) == 1
+    assert (await ledger.balance(lab.owner, f"run/{run_key}")).free == 10_000
 
 
 async def test_an_agents_turn_uses_servers_that_nobody_here_wrote(lab: ToolLab, tmp_path: Path) -> None:

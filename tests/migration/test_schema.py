@@ -52,7 +52,7 @@ async def test_tables_are_exactly_those_of_the_requirements(superuser: "Connecti
     assert seed_keys < our_keys
     assert {name for name, *_ in our_keys - seed_keys} == {
         *("llm_turns", "llm_gateways", "tool_calls", "schema_migrations"),
-        *("accounts", "transactions", "holds", "limit_usage", "run_budgets"),
+        *("accounts", "transactions", "holds", "limit_usage", "run_budgets", "kept_free"),
     }
 
 

@@ -24,6 +24,7 @@ from coatcheck.gateway.capacity import Capacity
 from coatcheck.gateway.chain import ModelChain
 from coatcheck.gateway.claims import ClaimDesk
 from coatcheck.gateway.llm_proxy import LLMProxy
+from coatcheck.gateway.market_board import MarketBoard
 from coatcheck.gateway.providers import Providers
 from coatcheck.gateway.turns import TurnDesk
 from coatcheck.messaging.client import NatsClient
@@ -66,6 +67,7 @@ class Gateway:
     proxy: LLMProxy
     journal: TurnJournal
     board: BreakerBoard
+    capacity: Capacity
     windows: list[BreakerState]
     """Every state of a breaker that was open, in order: one per window, unless it was made longer."""
 
@@ -133,7 +135,9 @@ async def open_gateway(
     )
     claims = ClaimDesk(deliverables=DeliverableService(nats), read_brief=partial(state.read_brief, pool))
     board = BreakerBoard(nats if shared else None, limits or {}, clock=clock)
-    chain = ModelChain(board, Capacity(limits or {}, tenants or {}))
+    capacity = Capacity(limits or {}, tenants or {})
+    chain = ModelChain(board, capacity)
+    market = MarketBoard(nats, capacity.divide, {model.partition(":")[0] for model in models})
     budgets = BudgetDesk(
         providers.prices, limits=day_limits or Limits(), tenants=tenants or {}, call_seconds=timeout_seconds
     )
@@ -149,10 +153,10 @@ async def open_gateway(
     proxy = LLMProxy(turns, journal=journal, chain=chain)
     windows: list[BreakerState] = []
     board.listen(lambda _model, _before, now: windows.append(now) if now.state == "open" else None)
-    async with providers, board:
+    async with providers, board, market:
         beats = asyncio.create_task(proxy.beat())
         try:
-            yield Gateway(proxy, journal, board, windows)
+            yield Gateway(proxy, journal, board, capacity, windows)
             await proxy.drain()
         finally:
             beats.cancel()

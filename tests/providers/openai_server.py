@@ -21,8 +21,10 @@ from typing import Any, Self
 from tests.providers import bill as bills
 from tests.providers.answers import completion, place
 from tests.providers.bill import Bill, BillLine
-from tests.providers.script import Script, Step
+from tests.providers.script import Script, Step, rate_limited
 
+WINDOW_SECONDS = 2.0
+"""Over which tokens are counted."""
 DRIP_SECONDS = 0.2
 """Between two bytes of a dripping body."""
 
@@ -36,6 +38,7 @@ class OpenAIServer:
         port: 0 for a free one.
         report_bytes: Size of a report unless a step says otherwise.
         latency_seconds: Of every call but those refused, before a step's own.
+        tokens_per_second: A call is refused while the answers of the last 2 s have had more.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class OpenAIServer:
         port: int = 0,
         report_bytes: int = 2048,
         latency_seconds: float = 0,
+        tokens_per_second: float | None = None,
     ) -> None:
         self.bill = bill
         self.script = script or Script()
@@ -57,6 +61,9 @@ class OpenAIServer:
         self._port = port
         self._report_bytes = report_bytes
         self._latency_seconds = latency_seconds
+        self.tokens_per_second = tokens_per_second
+        self.answers: list[tuple[float, dict[str, Any], int]] = []
+        """Each answer's time on the loop's clock, the body that was asked, and the tokens of both."""
         self._answering = 0
         self._arrivals = asyncio.Condition()
         self._connections: set[asyncio.Task[None]] = set()
@@ -133,12 +140,19 @@ class OpenAIServer:
             **call.model_dump(),
         )
         self._lines.write(line)
-        step = self.script.take(call, answering=self._answering)
+        step = rate_limited() if self._is_over() else self.script.take(call, answering=self._answering)
         self._answering += step.do != "error"
         try:
             return await self._carry_out(line, step, request, reader, writer)
         finally:
             self._answering -= step.do != "error"
+
+    def _is_over(self) -> bool:
+        if self.tokens_per_second is None:
+            return False
+        since = asyncio.get_running_loop().time() - WINDOW_SECONDS
+        lately = sum(tokens for at, _, tokens in self.answers if at > since)
+        return lately > self.tokens_per_second * WINDOW_SECONDS
 
     async def _carry_out(
         self,
@@ -166,7 +180,10 @@ class OpenAIServer:
         if step.do == "error":
             error = _error(step.message, step.type, step.code)
             return await _send(writer, step.status, error, {"x-request-id": f"req_{call_id}", **step.headers})
-        body = json.dumps(completion(call_id, request, step, report_bytes=self._report_bytes)).encode()
+        answer = completion(call_id, request, step, report_bytes=self._report_bytes)
+        tokens = answer.get("usage", {}).get("total_tokens", 0)
+        self.answers.append((asyncio.get_running_loop().time(), request, tokens))
+        body = json.dumps(answer).encode()
         if step.do == "malformed":
             body = body[: len(body) // 2]
         if step.do == "empty_body":

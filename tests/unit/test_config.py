@@ -453,3 +453,20 @@ def test_valid_documents_load(tmp_path_factory: pytest.TempPathFactory, document
         for stage in found.pipelines["own"].stages
     )
     assert len({spec.name for spec in found.streams}) == len(found.streams) == len(DEFAULT_ROLES) + len(roles)
+
+
+def test_a_budget_limits_agents_that_exist(folder: Path) -> None:
+    """Within a run; a limit that limits nothing is a mistake, and so is one for nobody."""
+    text = """[budgets.small]
+        usd = 0.5
+        agents.roy = {usd = 0.2, calls = 9}
+        agents.roi = {usd = 0.1}
+        [limits]
+        per_day = {usd = 9, agents = {roy = {usd = 1}}}
+    """
+    [nested] = mistakes(folder, text.replace("agents.roi", "agents.jen"))
+    assert nested.startswith("coatcheck.toml:6: limits.per_day.agents: unknown key")
+    found = mistakes(folder, text.partition("[limits]")[0])
+    assert [line.partition("; ")[0] for line in found] == [
+        "coatcheck.toml:4: budgets.small.agents.roi: there is no role 'roi'"
+    ]

@@ -13,6 +13,7 @@ from coatcheck.gateway.capacity import Capacity, Slot
 from coatcheck.gateway.chain import ModelChain, Parked, Permit
 from coatcheck.gateway.limits import GROWTH_SECONDS
 from coatcheck.gateway.provider_errors import Blame, ProviderFailure
+from coatcheck.gateway.shares import Payer
 from schemas import errors
 from schemas.config import ProviderLimits, Tenant
 
@@ -51,7 +52,7 @@ def a_chain(clock: Clock, limits: dict[str, ProviderLimits] | None = None) -> Mo
 async def ask(models: ModelChain, *names: str, turn: str = "t", tenant: str = "x", patience: float = 0.05) -> object:
     """A permit, or what there is instead."""
     give_up = asyncio.get_running_loop().time() + patience
-    return await models.permit(names, turn=turn, tenant=tenant, give_up=give_up, least_tokens=1)
+    return await models.permit(names, turn=turn, payer=Payer("roy", tenant), give_up=give_up, least_tokens=1)
 
 
 async def permit(models: ModelChain, *names: str) -> Permit:
@@ -323,7 +324,7 @@ async def test_a_cancelled_waiter_leaves_nothing_behind(clock: Clock) -> None:
     capacity = Capacity({"one": ProviderLimits(max_concurrent=1)}, {}, clock=clock)
     slot = capacity.enter_now(A)
     assert slot is not None
-    waiting = asyncio.create_task(capacity.enter(A, tenant="x", order=0, patience_seconds=60))
+    waiting = asyncio.create_task(capacity.enter(A, payer=Payer("roy", "x"), order=0, patience_seconds=60))
     await asyncio.sleep(0)
     capacity.leave(slot)  # it is given the place, and cancelled before it knows
     waiting.cancel()
@@ -341,7 +342,7 @@ async def test_scarce_places_are_shared_fairly(clock: Clock, weights: tuple[floa
 
     async def caller(tenant: str, number: int) -> None:
         while not enough.is_set():
-            slot = await capacity.enter(A, tenant=tenant, order=number, patience_seconds=60)
+            slot = await capacity.enter(A, payer=Payer("roy", tenant), order=number, patience_seconds=60)
             assert slot is not None
             got[tenant] += not enough.is_set()
             if got.total() >= 400:
@@ -363,4 +364,4 @@ async def test_a_bucket_that_fills_up_lets_the_next_one_in() -> None:
     for _ in range(200):
         assert capacity.enter_now(A) is not None
     async with asyncio.timeout(5):
-        assert await capacity.enter(A, tenant="x", order=0, patience_seconds=5) is not None
+        assert await capacity.enter(A, payer=Payer("roy", "x"), order=0, patience_seconds=5) is not None

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from schemas.events import RunStarted, StageStarted, SystemEvent
+from schemas.budget import Budget, BudgetChange
+from schemas.events import BudgetSet, RunStarted, StageStarted, SystemEvent
 from schemas.pipeline import DEFAULT_PIPELINE, FeatureRequest, RunStatus
 from schemas.workflow_ids import event_id
 from tests.integration.test_past import notice
@@ -90,3 +91,17 @@ def test_what_happens_again_after_a_reset_is_told_again() -> None:
     assert isinstance(again, StageStarted)
     assert again.event_id == event_id(current.task_key, "stage.started", "@bee")
     assert [task.reset for task in run.take_step(NOW).tasks] == ["@bee"]
+
+
+def test_a_budget_that_was_refused_was_not_set() -> None:
+    """Its event is withdrawn, and causes nothing; the next one is told, with who set it."""
+    run = new_run()
+    [started] = told(run)
+    change = BudgetChange(budget=Budget.model_validate({"usd": "2", "agents": {"roy": {"usd": "0.5"}}}), by="ann")
+    run.withdraw(run.budget_set(change, NOW))
+    assert told(run) == [started]
+    run.budget_set(change, NOW)
+    event = told(run)[-1]
+    assert (event.event_type, event.occurrence, event.causation_id) == ("budget.set", "2", started.event_id)
+    assert isinstance(event, BudgetSet)
+    assert (event.payload.by, str(event.payload.budget)) == ("ann", "$2.00, roy $0.50")

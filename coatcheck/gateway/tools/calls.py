@@ -22,10 +22,11 @@ from pydantic import ValidationError
 from coatcheck.errors import CoatcheckError, StorageUnavailableError, ToolServerError
 from coatcheck.events.dead_letters import bury
 from coatcheck.failpoints import failpoint
+from coatcheck.gateway.budgets import DayLimits, tool_refused
 from coatcheck.gateway.tools.server import ToolServer, as_text
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.work_queue import Job
-from coatcheck.storage.tool_calls import Ended, Granted, Orphaned, ToolJournal
+from coatcheck.storage.tool_calls import Ended, Granted, Orphaned, OverBudget, ToolJournal
 from schemas import errors
 from schemas.mcp import CallTool, QueuedCall, ToolOutcome, call_token
 from schemas.streams import MCP_RESULTS
@@ -53,6 +54,8 @@ class ToolCaller:
         journal: The record of calls.
         nats: This gateway's client.
         gateways: How many gateways live, for the share of the rate limits.
+        limits: Of a day, for calls that cost something.
+        over_budget: Called for each call that does not fit.
         on_outcome: Called with a call's token once its outcome is recorded: whoever waits in this process need not
             wait for the stream.
     """
@@ -65,12 +68,16 @@ class ToolCaller:
         nats: NatsClient,
         gateways: Callable[[], int],
         on_outcome: Callable[[str, ToolOutcome], None],
+        limits: DayLimits,
+        over_budget: Callable[[], None],
     ) -> None:
         self._servers = servers
         self._journal = journal
         self._nats = nats
         self._gateways = gateways
         self._on_outcome = on_outcome
+        self._limits = limits
+        self._over_budget = over_budget
 
     async def work(self, job: Job, *, server: str) -> None:
         """Bring one job to its end; raises when it has to come again."""
@@ -98,25 +105,31 @@ class ToolCaller:
         if not too_often:
             await self._servers[server].wait_turn(self._gateways())
         await failpoint("tools.before_claim")
+        cost = self._servers[server].config.cost_usd
+        quote = self._limits.tool_quote(queued.agent, self._servers[server].config)
         while True:
             try:
                 claim = await _through_outage(
-                    lambda: self._journal.claim(call, agent=queued.agent, repeatable=repeatable)
+                    lambda: self._journal.claim(call, agent=queued.agent, repeatable=repeatable, quote=quote)
                 )
             except CoatcheckError as error:
                 return ToolOutcome(status="error", code=error.code, text=f"The tool was not called: {error}")
             match claim:
                 case Ended():
                     return claim.outcome
+                case OverBudget():
+                    self._over_budget()
+                    text = f"The tool was not called: {tool_refused(claim.refusal)}."
+                    return ToolOutcome(status="error", code=errors.BUDGET_SPENT, text=text)
                 case Orphaned():
-                    unknown = _unknown(call, "the gateway that had begun it died")
+                    unknown = _unknown(call, "the gateway that had begun it died", cost_usd=cost)
                     gateway = claim.gateway_id
                     return await _through_outage(
-                        lambda: self._journal.abandon(call, unknown, gateway_id=gateway)  # noqa: B023  called at once
+                        lambda: self._journal.abandon(call, unknown, gateway_id=gateway, is_priced=bool(cost))  # noqa: B023  called at once
                     )
                 case Granted():
                     ended = _abandoned(job) if too_often else await self._made(queued, repeatable=repeatable)
-                    return await _through_outage(lambda: self._journal.complete(call, ended))  # noqa: B023  the same
+                    return await _through_outage(lambda: self._journal.complete(call, ended, is_priced=bool(cost)))  # noqa: B023  the same
             await asyncio.sleep(HELD_PAUSE_SECONDS)
 
     async def _repeatable(self, call: CallTool) -> bool:

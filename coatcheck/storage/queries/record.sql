@@ -60,15 +60,20 @@ written AS (
     RETURNING workflow_id
 ),
 funded AS ( -- the table's trigger moves the money; a step that comes late takes back no later change
-    INSERT INTO run_budgets AS kept (run_key, tenant, credits, tokens, calls, revision)
+    INSERT INTO run_budgets AS kept (run_key, tenant, credits, tokens, calls, agents, revision)
     SELECT
         run_key, tenant, (budget ->> 'usd')::numeric * 1000000, (budget ->> 'tokens')::bigint,
-        (budget ->> 'calls')::bigint, revision
+        (budget ->> 'calls')::bigint, coalesce((
+            SELECT jsonb_object_agg(agent, jsonb_build_object(
+                'credits', ((most ->> 'usd')::numeric * 1000000)::bigint, 'tokens', most -> 'tokens', 'calls', most -> 'calls'
+            ))
+            FROM jsonb_each(budget -> 'agents') AS given (agent, most)
+        ), '{}'), revision
     FROM run
     WHERE jsonb_typeof(budget) = 'object' AND completed_at IS NULL
     ON CONFLICT (run_key) DO UPDATE SET
-        credits = excluded.credits, tokens = excluded.tokens, calls = excluded.calls, revision = excluded.revision,
-        closed_at = NULL
+        credits = excluded.credits, tokens = excluded.tokens, calls = excluded.calls, agents = excluded.agents,
+        revision = excluded.revision, closed_at = NULL
     WHERE kept.revision < excluded.revision
 ),
 refunded AS (

@@ -1,6 +1,6 @@
 -- Claim a tool call, or learn why not. $1 task key, $2 tool call id, $3 agent, $4 server, $5 tool, $6 gateway, $7 sha256
 -- of the request, $8 whether the tool may be called again, $9 most calls, $10 lease, $11 whether the claimer may take
--- over from silent gateways.
+-- over from silent gateways, $12 what the call may cost (`reserve_tool`), or NULL when it costs nothing.
 --
 -- A call that this gateway has begun and does not hold was never made: it holds a call from before the tool is called
 -- until its outcome is here. What a dead gateway has begun is made again only if the tool allows it, now and then.
@@ -28,7 +28,7 @@ claimed AS (
                 )
             )
         )
-    RETURNING calls
+    RETURNING calls, CASE WHEN $12::text IS NOT NULL THEN reserve_tool($1, $2, $3, $4, $12::jsonb) END AS reserved
 )
 SELECT
     task.status AS task_status,
