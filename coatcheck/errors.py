@@ -15,7 +15,8 @@
     │   ├── DeliverableNotFoundError
     │   ├── DeliverableExpiredError
     │   ├── DeliverableLostError
-    │   └── DeliverableCorruptError
+    │   ├── DeliverableCorruptError
+    │   └── DeliverableUnverifiedError
     ├── StreamMissingError
     ├── AgentOutputError
     ├── AgentLimitError
@@ -151,6 +152,12 @@ class DeliverableCorruptError(DeliverableError):
     """The stored bytes do not have the sha256 of the reference."""
 
     code = codes.DELIVERABLE_CORRUPT
+
+
+class DeliverableUnverifiedError(DeliverableError):
+    """It does not carry its agent's signature over subject, message id and contents; the message says what is wrong."""
+
+    code = codes.DELIVERABLE_UNVERIFIED
 
 
 class StreamMissingError(CoatcheckError):

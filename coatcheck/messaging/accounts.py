@@ -14,13 +14,15 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
+from coatcheck.messaging.keyring import KEYRING_FILE, Keyring
 from schemas.agent_state import agent_key
 from schemas.streams import (
     AGENT_STATE,
@@ -67,6 +69,8 @@ SERVICES: Final[Mapping[str, str]] = {
 
 The judge may call `events` too, whoever may read the streams `archive`; an operator with the key of `core`, `tools`.
 """
+UPGRADE: Final = timedelta(hours=1)
+"""For the workers of a release that did not sign to be replaced."""
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
 
@@ -127,6 +131,8 @@ class NatsUser(BaseModel):
     password_file: Path | None = None
     password: SecretStr | None = Field(None, exclude=True)
     """For the rendered configuration only; never serialised."""
+    keyring_file: Path
+    """The public keys of everybody."""
     inbox_prefix: str
     """The only subjects on which this identity can hear replies."""
     js_prefix: str
@@ -135,6 +141,9 @@ class NatsUser(BaseModel):
 
 def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
     """Make the keys that are missing and return every identity by name; existing keys stay as they are.
+
+    The keyring gets the public halves. It is made together with the first keys; where keys are older than it, so may
+    deliverables be, and for an hour more nothing has to be signed: so long may workers be older, too.
 
     Args:
         keys_dir: Made with mode 0700; seeds and passwords are files of mode 0600 in it.
@@ -146,13 +155,28 @@ def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
     names = [check_agent_name(agent) for agent in agents]
     keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys_dir.chmod(0o700)
+    is_older = _nkey_file(keys_dir, CORE).exists()
     for name in (*_ACCOUNTS, *names):
         if name == OBSERVER:
             _write_once(_password_file(keys_dir, name), secrets.token_urlsafe(24).encode())
         else:
             seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
             _write_once(_nkey_file(keys_dir, name), seed)
-    return {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
+    users = {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
+    _add_to_keyring(keys_dir / KEYRING_FILE, users.values(), is_older=is_older)
+    return users
+
+
+def _add_to_keyring(path: Path, users: Iterable[NatsUser], *, is_older: bool) -> None:
+    if path.exists():
+        before = after = Keyring.load(path)
+    else:
+        before, after = None, Keyring(unsigned_until=datetime.now(UTC) + UPGRADE if is_older else None)
+    for user in users:
+        if user.nkey_file is not None:
+            after = after.with_key(user.name, user.user)
+    if after != before:
+        after.save(path)
 
 
 def check_agent_name(name: str) -> str:
@@ -174,19 +198,20 @@ def load_user(keys_dir: Path, name: str) -> NatsUser:
         NotAuthorizedError: there is no key for that name.
     """
     account = _ACCOUNTS.get(name, name.upper())
-    prefixes = {
+    known: dict[str, Any] = {
+        "name": name,
+        "account": account,
+        "keyring_file": keys_dir / KEYRING_FILE,
         "inbox_prefix": f"_INBOX_{name}",
         "js_prefix": OWN_JS_PREFIX if account == HUB else HUB_JS_PREFIX,
     }
     nkey_file, password_file = _nkey_file(keys_dir, name), _password_file(keys_dir, name)
     if nkey_file.exists():
         key = nkeys.from_seed(bytearray(nkey_file.read_bytes().strip()))
-        return NatsUser(name=name, account=account, user=key.public_key.decode(), nkey_file=nkey_file, **prefixes)
+        return NatsUser(user=key.public_key.decode(), nkey_file=nkey_file, **known)
     if password_file.exists():
         password = SecretStr(password_file.read_text().strip())
-        return NatsUser(
-            name=name, account=account, user=name, password_file=password_file, password=password, **prefixes
-        )
+        return NatsUser(user=name, password_file=password_file, password=password, **known)
     raise NotAuthorizedError(
         f"there is no NATS key for {name!r} in {keys_dir}", hint="`coatcheck up` makes the keys of the local stack"
     )

@@ -156,6 +156,11 @@ class NatsClient:
         """Who this client is; without accounts, everybody is the core worker."""
         return self._user.name if self._user else CORE
 
+    @property
+    def user(self) -> NatsUser | None:
+        """The identity itself; `None` where all share one account."""
+        return self._user
+
     async def publish(
         self,
         subject: str,
