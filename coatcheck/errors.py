@@ -3,6 +3,7 @@
     CoatcheckError
     ├── DependencyDownError          a server that we need is away; exit code 3
     │   ├── MessagingUnavailableError
+    │   │   └── NobodyListensError
     │   ├── StorageUnavailableError
     │   └── TelemetryUnavailableError
     ├── ConfigError                  `coatcheck.toml` is wrong; exit code 2
@@ -69,6 +70,10 @@ class MessagingUnavailableError(DependencyDownError):
     """NATS is away, or a publish is indeterminate: it must be retried with the same message id."""
 
     code = codes.MESSAGING_UNAVAILABLE
+
+
+class NobodyListensError(MessagingUnavailableError):
+    """Nobody serves the subject, as far as this identity's account reaches; known at once."""
 
 
 class StorageUnavailableError(DependencyDownError):

@@ -10,19 +10,36 @@ from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 app = typer.Typer()
 db = typer.Typer(help="The database: `db migrate` brings it up to date.")
 app.add_typer(db, name="db")
+doctors = typer.Typer(invoke_without_command=True)
+app.add_typer(doctors, name="doctor")
 
 
-@app.command()
-def doctor(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+@doctors.callback()
+def doctor(context: typer.Context, *, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Check everything that a run depends on, and say what to do about what is wrong.
 
     Exits with 3 when a server or worker is away, with 1 when something else is wrong.
 
     Example: coatcheck doctor --json
     """
+    if context.invoked_subcommand is not None:
+        return
     from coatcheck.cli import diagnosis, session  # noqa: PLC0415
 
     session.run(diagnosis.doctor(as_json=as_json, data_dir=data_dir))
+
+
+@doctors.command()
+def authz(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Try as every NATS identity what it may do and what it may not, and show what the server lets it.
+
+    Changes nothing; needs every identity's key. Exits with 1 when anybody can do more or less than is declared.
+
+    Example: coatcheck doctor authz --json
+    """
+    from coatcheck.cli import authorization, session  # noqa: PLC0415
+
+    session.run(authorization.authz(as_json=as_json, data_dir=data_dir))
 
 
 @app.command()

@@ -22,6 +22,7 @@ import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
+from coatcheck.messaging.account_config import Account, Login, Share, rendered
 from coatcheck.messaging.keyring import KEYRING_FILE, Keyring
 from schemas.agent_state import agent_key
 from schemas.streams import (
@@ -106,6 +107,8 @@ _ACCOUNTS: Final[Mapping[str, str]] = {
     OBSERVER: "OBSERVER",
     JUDGE: "JUDGE",
 }
+FIXED_IDENTITIES: Final = tuple(_ACCOUNTS)
+"""Everybody who is no agent."""
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
 _READ_ALL: Final = (
     "STREAM.LIST",
@@ -226,19 +229,27 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
         users: As `ensure_keys` gives them.
         streams: Every agent's stream; each agent reads all and writes only its own subjects. The buckets are added.
     """
-    agents = [user for name, user in users.items() if name not in _ACCOUNTS]
-    streams = [*streams, *bucket_streams(agent.name for agent in agents)]
-    blocks = [_hub(users, agents, streams), _gateway(users[GATEWAY], agents, streams)]
-    blocks += [_agent(user, streams) for user in agents]
-    blocks += [_observer(users[OBSERVER], streams), _judge(users[JUDGE], streams)]
-    blocks.append(f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}")
-    body = "\n".join(blocks)
+    body = "\n".join(map(rendered, declared_accounts(users, streams)))
     return (
         f"# Written by coatcheck from its list of agents and streams.\naccounts {{\n{body}\n}}\nsystem_account: SYS\n"
     )
 
 
-def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
+def declared_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]) -> list[Account]:
+    """Every account, what its user may do, and what it shares; arguments as of `render_accounts`."""
+    agents = [user for name, user in users.items() if name not in _ACCOUNTS]
+    streams = [*streams, *bucket_streams(agent.name for agent in agents)]
+    return [
+        _hub(users, agents, streams),
+        _gateway(users[GATEWAY], agents, streams),
+        *(_agent(user, streams) for user in agents),
+        _observer(users[OBSERVER], streams),
+        _judge(users[JUDGE], streams),
+        _account(users[SYSTEM]),
+    ]
+
+
+def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> Account:
     auditors = [users[OBSERVER].account, users[JUDGE].account]
     readers = [*(user.account for user in (*agents, users[GATEWAY])), *auditors]
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
@@ -258,14 +269,15 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports += [_export(_service(ARCHIVE, name), [users[name].account], REPLY_THRESHOLD) for name in ARCHIVE_READERS]
     # Discovery, and the tools as an operator may try them.
     imports = [_import(subject, account=GATEWAY_ACCOUNT) for subject in ("$SRV.>", _service(TOOLS, CORE))]
-    return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=imports, jetstream=True)
+    return _account(users[CORE], exports=exports, imports=imports, jetstream=True)
 
 
-def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
+def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> Account:
     """Not in the hub: there a gateway that was taken over could forge deliverables through reply subjects."""
     for_hub = [_export("$SRV.>", [HUB], streamed=True), _export(_service(TOOLS, CORE), [HUB], REPLY_THRESHOLD)]
     verbs = _stream_verbs([*streams, MCP_RESULTS])
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[
             *_GATEWAY_PUBLISHES,
             _ACK,
@@ -281,10 +293,6 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
         ],
         # It answers whoever asked, once, on the reply subject of the request and on no other.
         responses=f'allow_responses: {{ max: 1, expires: "{REPLY_THRESHOLD}" }}',
-    )
-    return _account(
-        user.account,
-        [_credentials(user, permissions)],
         exports=[*_served_by(user.account, agents), *for_hub],
         imports=[
             *(_import(subject) for subject in (*_GATEWAY_PUBLISHES, _ACK)),
@@ -296,49 +304,55 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
     )
 
 
-def _served_by(account: str, agents: Sequence[NatsUser]) -> list[str]:
+def _served_by(account: str, agents: Sequence[NatsUser]) -> list[Share]:
     names = [name for name, server in SERVICES.items() if server == account]
     return [_export(_service(name, agent.name), [agent.account], REPLY_THRESHOLD) for name in names for agent in agents]
 
 
-def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> Account:
     imports = [_import(subject) for subject in _writes(user.name)]
     imports += [_import(_service(name, user.name), account=account) for name, account in SERVICES.items()]
     imports += [_import_js(verb) for verb in _stream_verbs(streams)]
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[
             *_writes(user.name),
             *service_wildcards(user.name),
             *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)),
         ],
         subscribe=[f"{user.inbox_prefix}.>"],
+        imports=imports,
     )
-    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
-def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> Account:
     verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL, *_archiver_verbs(streams)]
     archive = _service(ARCHIVE, OBSERVER)
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[archive, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
         subscribe=[_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
+        imports=[
+            _import(archive),
+            _import_stream(_CHANGES),
+            _import_stream(_LIVE),
+            *(_import_js(verb) for verb in verbs),
+        ],
     )
-    imports = [_import(archive), _import_stream(_CHANGES), _import_stream(_LIVE), *(_import_js(verb) for verb in verbs)]
-    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
-def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> Account:
     verbs, services = _stream_verbs([*streams, *LOGS]), [_service(EVENTS, JUDGE), _service(ARCHIVE, JUDGE)]
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[*services, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
         subscribe=[_LIVE, f"{user.inbox_prefix}.>"],
+        imports=[
+            *(_import(service) for service in services),
+            _import_stream(_LIVE),
+            *(_import_js(verb) for verb in verbs),
+        ],
     )
-    imports = [
-        *(_import(service) for service in services),
-        _import_stream(_LIVE),
-        *(_import_js(verb) for verb in verbs),
-    ]
-    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
 def _writes(agent: str) -> tuple[str, ...]:
@@ -359,50 +373,50 @@ def _archiver_verbs(streams: Sequence[StreamSpec]) -> list[str]:
 
 
 def _account(
-    name: str, users: list[str], *, exports: Sequence[str] = (), imports: Sequence[str] = (), jetstream: bool = False
-) -> str:
-    lines = [f"  {name}: {{"]
-    if jetstream:
-        lines.append("    jetstream: enabled")
-    for key, items in (("users", users), ("exports", exports), ("imports", imports)):
-        if items:
-            lines += [f"    {key}: [", *(f"      {item}" for item in items), "    ]"]
-    return "\n".join([*lines, "  }"])
+    user: NatsUser,
+    *,
+    publish: Sequence[str] | None = None,
+    subscribe: Sequence[str] | None = None,
+    responses: str = "",
+    exports: Sequence[Share] = (),
+    imports: Sequence[Share] = (),
+    jetstream: bool = False,
+) -> Account:
+    login = Login(
+        user.name,
+        _credentials(user),
+        None if publish is None else tuple(publish),
+        None if subscribe is None else tuple(subscribe),
+        responses,
+    )
+    return Account(user.account, login, tuple(exports), tuple(imports), jetstream)
 
 
-def _export(subject: str, accounts: list[str], threshold: str | None = None, *, streamed: bool = False) -> str:
+def _export(subject: str, accounts: Sequence[str], threshold: str | None = None, *, streamed: bool = False) -> Share:
     limit = f', threshold: "{threshold}"' if threshold else ", response_type: stream" if streamed else ""
-    return f"{{ service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{limit} }}"
+    return Share("service", subject, tuple(accounts), more=limit)
 
 
-def _export_stream(subject: str, accounts: list[str]) -> str:
-    return f"{{ stream: {json.dumps(subject)}, accounts: {json.dumps(accounts)} }}"
+def _export_stream(subject: str, accounts: Sequence[str]) -> Share:
+    return Share("stream", subject, tuple(accounts))
 
 
-def _import_stream(subject: str) -> str:
-    return f"{{ stream: {{ account: {HUB}, subject: {json.dumps(subject)} }} }}"
+def _import_stream(subject: str) -> Share:
+    return Share("stream", subject, (HUB,))
 
 
-def _import(subject: str, *, account: str = HUB, to: str | None = None) -> str:
-    target = f", to: {json.dumps(to)}" if to else ""
-    return f"{{ service: {{ account: {account}, subject: {json.dumps(subject)} }}{target} }}"
+def _import(subject: str, *, account: str = HUB, to: str | None = None) -> Share:
+    return Share("service", subject, (account,), to)
 
 
-def _import_js(verb: str) -> str:
+def _import_js(verb: str) -> Share:
     return _import(f"{OWN_JS_PREFIX}.{verb}", to=f"{HUB_JS_PREFIX}.{verb}")
 
 
-def _permissions(*, publish: list[str], subscribe: list[str], responses: str = "") -> str:
-    rules = f"publish: {{ allow: {json.dumps(publish)} }}, subscribe: {{ allow: {json.dumps(subscribe)} }}"
-    return f"permissions: {{ {rules}{', ' if responses else ''}{responses} }}"
-
-
-def _credentials(user: NatsUser, permissions: str = "") -> str:
+def _credentials(user: NatsUser) -> str:
     if user.password is not None:
-        login = f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
-    else:
-        login = f"nkey: {user.user}"
-    return f"{{ {login}{', ' if permissions else ''}{permissions} }}"
+        return f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
+    return f"nkey: {user.user}"
 
 
 def _nkey_file(keys_dir: Path, name: str) -> Path:

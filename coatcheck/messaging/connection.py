@@ -23,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from coatcheck.errors import CoatcheckError, MessagingUnavailableError, NotAuthorizedError
+from coatcheck.errors import CoatcheckError, MessagingUnavailableError, NobodyListensError, NotAuthorizedError
 from coatcheck.messaging.accounts import NatsUser
 
 MessageCallback = Callable[[Msg], Awaitable[None]]
@@ -143,7 +143,8 @@ class Connection:
 
         Raises:
             NotAuthorizedError: this identity may not publish there; known after one round trip.
-            MessagingUnavailableError: nobody listens (known at once), no reply in time, or the connection was lost.
+            NobodyListensError: nobody serves the subject.
+            MessagingUnavailableError: no reply in time, or the connection was lost.
                 The request may have been carried out.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
@@ -160,7 +161,7 @@ class Connection:
             finally:
                 del self._replies[token]
         if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
-            raise MessagingUnavailableError(f"nobody answers on {subject}")
+            raise NobodyListensError(f"nobody answers on {subject}")
         return message
 
     async def publish(

@@ -30,6 +30,9 @@ MAX_CONCURRENT: Final = 1000
 DRAIN_SECONDS: Final = 30.0
 """How long requests in hand may take to finish when the service stops."""
 
+HEADER_PROBE: Final = "Coatcheck-Probe"
+"""On a request that only asks whether it arrives (`coatcheck doctor authz`): the reply is empty, no work is done."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -126,6 +129,10 @@ class _Server:
     async def _answer(self, connection: Connection, handler: Handler, request: Request) -> None:
         try:
             try:
+                if HEADER_PROBE in (request.headers or {}):
+                    with contextlib.suppress(nats.errors.Error):  # nobody waits for an answer to some of them
+                        await request.respond(b"")
+                    return
                 with self._tracing.processing(request.subject, request.headers):
                     reply = _fitting(await handler(request.data), connection)
             except Exception as error:  # noqa: BLE001  a caller is waiting for a reply, whatever went wrong
