@@ -100,6 +100,39 @@ def nats_config(
 
 
 @app.command()
+def rotate(
+    who: Annotated[list[str], typer.Argument(help="Identities, such as roy or gateway; or all.", metavar="WHO...")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Where servers of your own read accounts.conf.")] = None,
+    reload: Annotated[str | None, typer.Option(help="The command that has them read it again.")] = None,
+    restart: Annotated[
+        str | None, typer.Option(help="The command that gives workers the new keys, if they do not see the files.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(min=0, help="Seconds for which both keys are good, at most.")] = 60,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Give NATS identities new keys while everything runs; what the old ones have signed stays good.
+
+    Can be repeated at any point: it goes on where it stopped.
+
+    Example: coatcheck rotate all
+    """
+    from coatcheck.cli import rotating, session  # noqa: PLC0415
+
+    work = rotating.rotate(
+        who,
+        out=out,
+        reload_command=reload,
+        restart_command=restart,
+        overlap_seconds=overlap,
+        as_json=as_json,
+        data_dir=data_dir,
+    )
+    session.run(work)
+
+
+@app.command()
 def certs(
     *,
     out: Annotated[Path, typer.Option(help="Folder to write to.", file_okay=False)] = Path("certs"),

@@ -25,10 +25,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Login:
-    """One user of an account; `None` for whoever may do everything inside it."""
+    """The user of an account; `None` for whoever may do everything inside it."""
 
     name: str
-    credentials: str
+    credentials: tuple[str, ...]
+    """Any of which will do: two while a key is being replaced."""
     publish: tuple[str, ...] | None = None
     subscribe: tuple[str, ...] | None = None
     responses: str = ""
@@ -50,7 +51,7 @@ def rendered(account: Account) -> str:
     lines = [f"  {account.name}: {{"]
     if account.jetstream:
         lines.append("    jetstream: enabled")
-    users = [_user(account.login)]
+    users = [_user(account.login, credentials) for credentials in account.login.credentials]
     exports, imports = map(_rendered_export, account.exports), map(_rendered_import, account.imports)
     for key, items in (("users", users), ("exports", [*exports]), ("imports", [*imports])):
         if items:
@@ -58,11 +59,11 @@ def rendered(account: Account) -> str:
     return "\n".join([*lines, "  }"])
 
 
-def _user(login: Login) -> str:
+def _user(login: Login, credentials: str) -> str:
     if login.publish is None or login.subscribe is None:
-        return f"{{ {login.credentials} }}"
+        return f"{{ {credentials} }}"
     rules = [f"{verb}: {{ allow: {json.dumps(list(subjects))} }}" for verb, subjects in _rules(login)]
-    return f"{{ {login.credentials}, permissions: {{ {', '.join(filter(None, (*rules, login.responses)))} }} }}"
+    return f"{{ {credentials}, permissions: {{ {', '.join(filter(None, (*rules, login.responses)))} }} }}"
 
 
 def _rules(login: Login) -> Sequence[tuple[str, tuple[str, ...]]]:

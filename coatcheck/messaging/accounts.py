@@ -13,7 +13,7 @@ server would answer "JetStream not enabled for account".
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -70,6 +70,9 @@ SERVICES: Final[Mapping[str, str]] = {
 
 The judge may call `events` too, whoever may read the streams `archive`; an operator with the key of `core`, `tools`.
 """
+NEXT: Final = ".next"
+PREVIOUS: Final = ".previous"
+"""Endings of files beside a key that is being replaced: `rotation`."""
 UPGRADE: Final = timedelta(hours=1)
 """For the workers of a release that did not sign to be replaced."""
 REPLY_THRESHOLD: Final = "1h"
@@ -134,6 +137,8 @@ class NatsUser(BaseModel):
     password_file: Path | None = None
     password: SecretStr | None = Field(None, exclude=True)
     """For the rendered configuration only; never serialised."""
+    accepted: tuple[str, ...] = ()
+    """Public halves that the server takes besides, in the middle of a rotation."""
     keyring_file: Path
     """The public keys of everybody."""
     inbox_prefix: str
@@ -161,10 +166,9 @@ def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
     is_older = _nkey_file(keys_dir, CORE).exists()
     for name in (*_ACCOUNTS, *names):
         if name == OBSERVER:
-            _write_once(_password_file(keys_dir, name), secrets.token_urlsafe(24).encode())
+            write_once(_password_file(keys_dir, name), secrets.token_urlsafe(24).encode())
         else:
-            seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
-            _write_once(_nkey_file(keys_dir, name), seed)
+            write_once(_nkey_file(keys_dir, name), new_seed())
     users = {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
     _add_to_keyring(keys_dir / KEYRING_FILE, users.values(), is_older=is_older)
     return users
@@ -178,6 +182,8 @@ def _add_to_keyring(path: Path, users: Iterable[NatsUser], *, is_older: bool) ->
     for user in users:
         if user.nkey_file is not None:
             after = after.with_key(user.name, user.user)
+            if not user.accepted:  # somebody has taken the key away, and another was made
+                after = after.retiring(user.name, but=user.user, at=datetime.now(UTC))
     if after != before:
         after.save(path)
 
@@ -211,13 +217,25 @@ def load_user(keys_dir: Path, name: str) -> NatsUser:
     nkey_file, password_file = _nkey_file(keys_dir, name), _password_file(keys_dir, name)
     if nkey_file.exists():
         key = nkeys.from_seed(bytearray(nkey_file.read_bytes().strip()))
-        return NatsUser(user=key.public_key.decode(), nkey_file=nkey_file, **known)
+        accepted = _in_rotation(nkey_file)
+        return NatsUser(user=key.public_key.decode(), nkey_file=nkey_file, accepted=accepted, **known)
     if password_file.exists():
         password = SecretStr(password_file.read_text().strip())
         return NatsUser(user=name, password_file=password_file, password=password, **known)
     raise NotAuthorizedError(
         f"there is no NATS key for {name!r} in {keys_dir}", hint="`coatcheck up` makes the keys of the local stack"
     )
+
+
+def _in_rotation(nkey_file: Path) -> tuple[str, ...]:
+    """The public halves of the next key and of the previous one, as far as there are any."""
+    following, previous = (nkey_file.with_name(nkey_file.name + suffix) for suffix in (NEXT, PREVIOUS))
+    found = []
+    if following.exists():
+        found.append(nkeys.from_seed(bytearray(following.read_bytes().strip())).public_key.decode())
+    if previous.exists():
+        found.append(previous.read_text().strip())
+    return tuple(found)
 
 
 def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]) -> str:
@@ -384,7 +402,7 @@ def _account(
 ) -> Account:
     login = Login(
         user.name,
-        _credentials(user),
+        tuple(_credentials(user)),
         None if publish is None else tuple(publish),
         None if subscribe is None else tuple(subscribe),
         responses,
@@ -413,10 +431,18 @@ def _import_js(verb: str) -> Share:
     return _import(f"{OWN_JS_PREFIX}.{verb}", to=f"{HUB_JS_PREFIX}.{verb}")
 
 
-def _credentials(user: NatsUser) -> str:
+def _credentials(user: NatsUser) -> Iterator[str]:
     if user.password is not None:
-        return f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
-    return f"nkey: {user.user}"
+        yield f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
+        return
+    for key in (user.user, *user.accepted):
+        yield f"nkey: {key}"
+
+
+def new_seed() -> bytes:
+    """The private half of a new NKey of a user, as NATS spells it."""
+    seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+    return seed
 
 
 def _nkey_file(keys_dir: Path, name: str) -> Path:
@@ -427,7 +453,7 @@ def _password_file(keys_dir: Path, name: str) -> Path:
     return keys_dir / f"{name}.password"
 
 
-def _write_once(path: Path, data: bytes) -> None:
+def write_once(path: Path, data: bytes) -> None:
     """Create the file whole and private, or leave the one that is there; safe against a second process and a crash."""
     if path.exists():
         return

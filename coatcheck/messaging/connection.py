@@ -35,6 +35,8 @@ PENDING_BYTES: Final = 64 * 1024**2
 """Outgoing buffer; the default of 2 MiB refuses a deliverable while reconnecting."""
 FLUSH_TIMEOUT_SECONDS: Final = 5
 """Without one, a publish on a client that the server has closed hangs for ever."""
+RETIRE_SECONDS: Final = 10.0
+"""A request that is to be answered on a connection takes 5 s, or is answered by `pending` then."""
 CLOSE_TIMEOUT_SECONDS: Final = 2
 """For the last bytes of a connection that is given up."""
 
@@ -213,6 +215,14 @@ class Connection:
             except nats.errors.Error as error:
                 raise MessagingUnavailableError(f"cannot subscribe: {error}") from error
             await self._confirm(*refusals)
+
+    async def retire(self) -> None:
+        """End it once what it was asked has been answered; nothing new should be asked on it. The owner is not told."""
+        self._opened = False
+        try:
+            await asyncio.sleep(RETIRE_SECONDS)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """End it on purpose; the owner is not told."""

@@ -92,13 +92,10 @@ class Keyring(BaseModel):
     def retiring(self, name: str, *, but: str, at: datetime) -> Self:
         """The same with every key of `name` retired that was not, except `but`."""
         held = [
-            it if it.retired_at or it.key == but else it.model_copy(update={"retired_at": at}) for it in self.keys[name]
+            it if it.retired_at or it.key == but else it.model_copy(update={"retired_at": at})
+            for it in self.keys.get(name, ())
         ]
         return self.model_copy(update={"keys": {**self.keys, name: tuple(held)}})
-
-    def present(self, name: str) -> tuple[str, ...]:
-        """The keys that NATS accepts: one, or two in the middle of a rotation."""
-        return tuple(it.key for it in self.keys.get(name, ()) if it.retired_at is None)
 
 
 def raw_key(key: str) -> bytes:

@@ -96,7 +96,8 @@ class _Server:
         self._service: Service | None = None
 
     async def start(self, connection: Connection) -> None:
-        """Register every endpoint; the service of an earlier connection ended with it."""
+        """Register every endpoint; the service of an earlier connection has ended with it, or ends now."""
+        earlier = self._service
         async with connection.accepting(self._endpoints):
             service = await add_service(connection.raw, name=self._name, version=self._version, metadata=self._metadata)
             for subject, handler in self._endpoints.items():
@@ -104,6 +105,9 @@ class _Server:
                     name=subject.replace(".", "-"), subject=subject, handler=partial(self._take, connection, handler)
                 )
         self._service = service
+        if earlier is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await earlier.stop()
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no more requests and finish those in hand."""

@@ -58,13 +58,15 @@ def test_a_replaced_key_is_good_for_what_it_has_signed(tmp_path: Path) -> None:
     assert file is not None
     file.unlink()
     new = ensure_keys(tmp_path, ["roy"])["roy"]
-    ring = Keyring.load(new.keyring_file)
-    assert ring.present("roy") == (users["roy"].user, new.user)
-    ring.retiring("roy", but=new.user, at=NOW).save(new.keyring_file)
-    reader.check(stored(signed), DIGEST)
+    past, present = Keyring.load(new.keyring_file).keys["roy"]
+    assert (past.key, present.key, present.retired_at) == (users["roy"].user, new.user, None)
+    assert past.retired_at is not None
+    reader.check(stored(signed, stored_at=past.retired_at), DIGEST)
     with pytest.raises(DeliverableUnverifiedError, match="replaced"):
-        reader.check(stored(signed, stored_at=NOW + timedelta(seconds=1)), DIGEST)
-    reader.check(stored(old.headers(SUBJECT, "task", DIGEST), stored_at=NOW + timedelta(days=1)), DIGEST)
+        reader.check(stored(signed, stored_at=past.retired_at + timedelta(seconds=1)), DIGEST)
+    again = old.headers(SUBJECT, "task", DIGEST)
+    assert again["Coatcheck-Signature"].startswith(new.user)
+    reader.check(stored(again, stored_at=past.retired_at + timedelta(days=1)), DIGEST)
 
 
 def test_what_is_older_than_signatures_needs_none(tmp_path: Path) -> None:
