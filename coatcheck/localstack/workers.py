@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from schemas.config import Config
 
 
-Access = Literal["database", "gateway_database", "providers", "commands", "object_storage"]
+Access = Literal["database", "gateway_database", "providers", "commands", "object_storage", "payloads"]
 
 _VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
     "database": ("DATABASE_URL", "PHOENIX_API_KEY"),  # the core worker sends scores
     "gateway_database": ("GATEWAY_DATABASE_URL",),
+    "payloads": ("COATCHECK_PAYLOAD_KEYS",),
 }
 _PROVIDER_PREFIXES: Final = ("OPENAI_", "ANTHROPIC_")
 _STORAGE_PREFIXES: Final = ("AWS_", "GOOGLE_", "AZURE_")
@@ -48,9 +49,9 @@ def _default(name: str, *access: Access) -> WorkerSpec:
 
 
 DEFAULT_WORKERS: Final = (
-    _default("core", "database", "object_storage"),
+    _default("core", "database", "object_storage", "payloads"),
     _default("gateway", "gateway_database", "providers"),
-    _default("agents", "commands"),
+    _default("agents", "commands", "payloads"),
 )
 PROJECTOR_WORKER: Final = _default("projector", "database")
 ARCHIVER_WORKER: Final = _default("archiver", "database", "object_storage")

@@ -162,9 +162,9 @@ def test_a_worker_has_its_own_secrets_and_no_others(compose: Compose) -> None:
     for name in WORKERS:
         held[name].remove("keyring.json")  # public, and everybody's
     assert held == {
-        "core": {"database_url", "core.nk"},
+        "core": {"database_url", "core.nk", "payload_keys"},
         "gateway": {"gateway_database_url", "gateway.nk", "openai_api_key", "anthropic_api_key"},
-        "agents": {f"{agent}.nk" for agent in AGENTS},
+        "agents": {f"{agent}.nk" for agent in AGENTS} | {"payload_keys"},
         "migrate": {"database_url"},
     }
 
