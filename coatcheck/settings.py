@@ -148,6 +148,14 @@ class Settings(BaseSettings):
 
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""
+    health_host: str = "127.0.0.1"
+    """Where `/healthz` and `/readyz` of a worker listen."""
+    health_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = None
+    """Their port, 0 for a free one; there are none when absent or empty."""
+    deployment: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """The name of a Temporal worker deployment: runs then stay with the build of the core worker that began them."""
+    build_id: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """Of the deployment, such as the image's tag; the package's version when absent."""
     agent_slots: int = 200
     """Agent turns in flight per agent worker; they wait, they do not burn CPU."""
 

@@ -170,6 +170,11 @@ class NatsClient:
         return self._user.name if self._user else CORE
 
     @property
+    def is_connected(self) -> bool:
+        """Whether a server is at the other end just now, as far as is known."""
+        return self._connection is not None and self._connection.raw.is_connected
+
+    @property
     def user(self) -> NatsUser | None:
         """The identity itself; `None` where all share one account."""
         return self._user
