@@ -55,6 +55,8 @@ class Settings(BaseSettings):
         files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
         return (init_settings, env_settings, *files)
 
+    tls: bool = False
+    """Whether the servers that `coatcheck up` starts speak TLS."""
     secrets_dir: Path | None = None
     """Where the files of secrets are."""
     data_dir: Path = Path(".coatcheck")

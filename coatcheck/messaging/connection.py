@@ -340,7 +340,13 @@ def _tls(ca_file: Path | None) -> dict[str, Any]:
         raise CoatcheckError(
             f"{ca_file} cannot be read as certificates: {error}", hint="NATS_CA names a file in PEM form"
         ) from error
+    logging.getLogger("asyncio").addFilter(_says_something)
     return {"tls": context, "tls_handshake_first": True}
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """nats-py's stream has asyncio warn whenever a TLS connection ends, which a person at a terminal would read."""
+    return "eof_received() has no effect when using ssl" not in str(record.msg)
 
 
 def _without_secrets(urls: str) -> str:

@@ -15,6 +15,7 @@ from temporalio.client import Client, WorkflowHandle
 from coatcheck.localstack import DEFAULT_WORKERS, LocalStack, WorkerSpec
 from schemas.pipeline import Decision, DecisionAction, FeatureRequest, PipelineResult, RunStatus
 from schemas.task_queues import CORE
+from tests.tls import flags
 from workers.temporal import connect
 from workers.versioning import PROMOTE
 from workflows.feature_pipeline import FeaturePipelineWorkflow
@@ -102,7 +103,7 @@ async def test_a_run_stays_with_its_build(new_stack: Callable[..., LocalStack]) 
     old = await begin(client, "old")
     await asked(old)
     command = shlex.split(PROMOTE.format(name="coatcheck", build=second))
-    promote = [str(status.cli), *command[1:], "--address", status.address, "--yes"]
+    promote = [str(status.cli), *command[1:], "--address", status.address, "--yes", *flags(status)]
     await asyncio.to_thread(subprocess.run, promote, check=True, capture_output=True)
     new = await begin(client, "new")
     await asked(new)
