@@ -7,17 +7,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import psutil
+import pytest
+from temporalio.service import TLSConfig
 
+from coatcheck.errors import DependencyDownError, MessagingUnavailableError, NotAuthorizedError
 from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import StackStatus
+from coatcheck.messaging.accounts import load_user
+from coatcheck.messaging.client import NatsClient
 from tests.acceptance.program import coatcheck, environment
 from tests.providers.openai_server import OpenAIServer
 from tests.providers.script import Script, Step
 from tests.telemetry.collector import Collector
+from workers.temporal import connect
 
 KEY = "sk-canary-4f9d1c7be23a4e5f8a6b"
-SECRET_FILES = re.compile(r"nats/(keys/.+|accounts\.conf)|postgres/[a-z_]+\.password|status\.json")
+SECRET_FILES = re.compile(r"nats/(keys/.+|accounts\.conf)|postgres/[a-z_]+\.password|certs/[a-z]+\.key|status\.json")
 """Where secrets are, in the local stack: keys and passwords, what the server must know of them, how to connect."""
 PUBLIC = ("keyring.json",)
 
@@ -67,6 +74,23 @@ def children_environments(supervisor: int) -> Iterator[tuple[str, bytes]]:
             yield f"environment of {command[:60]}", "\n".join(environ.values()).encode()
 
 
+async def check_tls(status: StackStatus) -> None:
+    """The run went over TLS, since there is no other way: NATS and the others take nobody without it."""
+    assert status.nats is not None
+    assert status.temporal is not None
+    assert status.postgres is not None
+    assert status.nats.url.startswith("tls://")
+    assert "sslmode=verify-full" in status.postgres.dsn
+    user = load_user(status.data_dir / "nats" / "keys", "observer")
+    plain = NatsClient(status.nats.url.replace("tls://", "nats://"), user=user, name="plain", ca_file=None)
+    with pytest.raises((MessagingUnavailableError, NotAuthorizedError)):
+        await plain.__aenter__()
+    with pytest.raises(DependencyDownError):
+        await connect(status.temporal.address, "default", tls=TLSConfig(server_root_ca_cert=b""))
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await asyncpg.connect(status.postgres.dsn.partition("?")[0], ssl=False, timeout=5)
+
+
 async def test_no_secret_is_where_it_does_not_belong(new_stack: Callable[..., LocalStack], tmp_path: Path) -> None:
     """Files, logs, telemetry, histories, rows, command lines, errors; the provider even says its key in an error."""
     echo = Step(
@@ -88,7 +112,7 @@ async def test_no_secret_is_where_it_does_not_belong(new_stack: Callable[..., Lo
                 COATCHECK_CONTENT_CAPTURE="full",
                 OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             )
-            stack = new_stack(env=env)
+            stack = new_stack(env=env, tls=True)
             data_dir = stack.config.data_dir
             said = []
             for arguments, code in (
@@ -105,6 +129,7 @@ async def test_no_secret_is_where_it_does_not_belong(new_stack: Callable[..., Lo
                 said.append((" ".join(arguments), f"{told.out}{told.err}".encode()))
             assert b"provider.rejected" in said[1][1] + said[2][1]
             status = stack.status()
+            await check_tls(status)
             hidden = secrets(status, stack.config.keys_dir)
             running = [*command_lines(), *children_environments(stack.supervisor_pid)]
             await asyncio.to_thread(collector.wait_for, "/v1/traces")
