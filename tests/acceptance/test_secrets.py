@@ -136,6 +136,8 @@ async def test_no_secret_is_where_it_does_not_belong(new_stack: Callable[..., Lo
             await asyncio.to_thread(stack.stop)
     places = [*said, *running, *elsewhere(data_dir), *collector.bodies]
     assert len(places) > 100
+    for place in ("temporal/", "logs/", "/v1/traces"):  # what is looked at can be read
+        assert any(b"refused" in content for name, content in places if name.startswith(place)), place
     found = {
         f"{name} in {place}" for place, content in places for name, text in hidden.items() if text.encode() in content
     }

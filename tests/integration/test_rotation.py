@@ -79,6 +79,18 @@ async def test_nothing_fails_while_keys_are_replaced(
                     break
                 except (MessagingUnavailableError, NotAuthorizedError):
                     await asyncio.sleep(0.05)
+    # As with a server of one's own: where its file is, and how it reads it again.
+    place = ("--out", str(stack.config.data_dir / "nats"))
+    command = ("--reload", f"kill -HUP {stack.pid('nats')}")
+    told = await asyncio.to_thread(coatcheck, "rotate", "jen", *place, *command, data_dir=stack.config.data_dir)
+    assert (told.code, told.out) == (0, "jen\n"), told.err
+    async with client_as(server, "jen") as jen:
+        assert jen.user is not None
+        assert jen.user.user != server.users["jen"].user
+    for half in (place, command):
+        told = await asyncio.to_thread(coatcheck, "rotate", "jen", *half, data_dir=stack.config.data_dir)
+        assert told.code == 2
+        assert "belong together" in told.err
     unknown = await asyncio.to_thread(coatcheck, "rotate", "nobody", data_dir=stack.config.data_dir)
     assert unknown.code == 2
     assert "no identity is called 'nobody'" in unknown.err
