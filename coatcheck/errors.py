@@ -3,19 +3,22 @@
     CoatcheckError
     ├── DependencyDownError          a server that we need is away; exit code 3
     │   ├── MessagingUnavailableError
+    │   │   └── NobodyListensError
     │   ├── StorageUnavailableError
     │   └── TelemetryUnavailableError
     ├── ConfigError                  `coatcheck.toml` is wrong; exit code 2
     ├── NotAuthorizedError           this identity may not use that subject or task
     ├── MessagingRefusedError        JetStream's own refusal, with its error code
     ├── KeyChangedError              somebody else wrote the key-value entry since it was read
+    ├── PayloadKeyMissingError       Temporal holds what this process has no key for
     ├── MessagingUnsafeError         the NATS server would lose acknowledged messages
     ├── DeliverableError
     │   ├── DeliverableTooLargeError
     │   ├── DeliverableNotFoundError
     │   ├── DeliverableExpiredError
     │   ├── DeliverableLostError
-    │   └── DeliverableCorruptError
+    │   ├── DeliverableCorruptError
+    │   └── DeliverableUnverifiedError
     ├── StreamMissingError
     ├── AgentOutputError
     ├── AgentLimitError
@@ -70,6 +73,10 @@ class MessagingUnavailableError(DependencyDownError):
     code = codes.MESSAGING_UNAVAILABLE
 
 
+class NobodyListensError(MessagingUnavailableError):
+    """Nobody serves the subject, as far as this identity's account reaches; known at once."""
+
+
 class StorageUnavailableError(DependencyDownError):
     """PostgreSQL is away."""
 
@@ -109,6 +116,13 @@ class KeyChangedError(CoatcheckError):
     """The entry is not at the revision that its writer has read: read it again, then decide."""
 
     code = "keyvalue.changed"
+
+
+class PayloadKeyMissingError(CoatcheckError):
+    """A payload of Temporal is encrypted with a key that this process does not have; one that has it goes on."""
+
+    code = "payload.key_missing"
+    retryable = True
 
 
 class MessagingUnsafeError(CoatcheckError):
@@ -151,6 +165,12 @@ class DeliverableCorruptError(DeliverableError):
     """The stored bytes do not have the sha256 of the reference."""
 
     code = codes.DELIVERABLE_CORRUPT
+
+
+class DeliverableUnverifiedError(DeliverableError):
+    """It does not carry its agent's signature over subject, message id and contents; the message says what is wrong."""
+
+    code = codes.DELIVERABLE_UNVERIFIED
 
 
 class StreamMissingError(CoatcheckError):

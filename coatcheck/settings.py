@@ -55,6 +55,8 @@ class Settings(BaseSettings):
         files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
         return (init_settings, env_settings, *files)
 
+    tls: bool = False
+    """Whether the servers that `coatcheck up` starts speak TLS."""
     secrets_dir: Path | None = None
     """Where the files of secrets are."""
     data_dir: Path = Path(".coatcheck")
@@ -111,6 +113,10 @@ class Settings(BaseSettings):
     scripted_report_bytes: int = 0
     """Pads the scripted reports to at least this size; for load tests."""
 
+    payload_keys: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
+    """`ID:KEY[,ID:KEY…]`, 32 bytes in base64 each: Temporal's payloads are encrypted with the first, read with any."""
+    codec_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
+    """What a client of `coatcheck codec-server` has to show."""
     mcp_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
     """What a client of `coatcheck mcp --port` has to show to do everything."""
     mcp_read_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
@@ -144,6 +150,14 @@ class Settings(BaseSettings):
 
     ready_file: Path | None = None
     """Touched by a worker once it polls; the supervisor waits for it."""
+    health_host: str = "127.0.0.1"
+    """Where `/healthz` and `/readyz` of a worker listen."""
+    health_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = None
+    """Their port, 0 for a free one; there are none when absent or empty."""
+    deployment: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """The name of a Temporal worker deployment: runs then stay with the build of the core worker that began them."""
+    build_id: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """Of the deployment, such as the image's tag; the package's version when absent."""
     agent_slots: int = 200
     """Agent turns in flight per agent worker; they wait, they do not burn CPU."""
 
@@ -182,9 +196,11 @@ class Settings(BaseSettings):
             )
             if secret is not None
         ]
+        if self.payload_keys is not None:
+            held += [key.partition(":")[2] for key in self.payload_keys.get_secret_value().split(",")]
         addresses = [*held, self.nats_url or ""]
         passwords = [urlsplit(text).password for text in addresses if "://" in text]
-        return (*held, *(text for text in passwords if text))
+        return (*filter(None, held), *(text for text in passwords if text))
 
     @property
     def workspaces_dir(self) -> Path:

@@ -14,6 +14,8 @@ HEADER_MESSAGE_ID: Final = "Nats-Msg-Id"
 HEADER_SCHEMA: Final = "Coatcheck-Schema"
 HEADER_TASK: Final = "Coatcheck-Task"
 HEADER_SHA256: Final = "Content-SHA256"
+HEADER_SIGNATURE: Final = "Coatcheck-Signature"
+"""`<public NKey> <Ed25519 signature in base64url>`; over what: `coatcheck.messaging.signatures`."""
 SCHEMA: Final = "deliverable/1"
 _STREAM_PREFIX: Final = stream_name("")
 

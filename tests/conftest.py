@@ -20,6 +20,10 @@ from temporalio.client import Client
 from coatcheck.localstack import LocalStack
 from coatcheck.localstack.binaries import postgres_program
 from coatcheck.localstack.status import NatsStatus, PostgresStatus, TemporalStatus
+from tests import tls
+
+if tls.IS_ON:
+    tls.switch_on()
 
 _numbers = itertools.count(1)
 

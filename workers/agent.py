@@ -91,12 +91,17 @@ async def run(settings: Settings, lifecycle: Lifecycle, *, only: Sequence[str] =
         for role in config.roles.values():
             if not only or role.agent in only:
                 nats = await stack.enter_async_context(nats_client(settings, role.agent, lifecycle.telemetry))
+                lifecycle.needs(f"nats as {role.agent}", functools.partial(_is_connected, nats))
                 presence = await stack.enter_async_context(Presence(nats, role.agent, version=BUILD_ID))
                 presences.append(presence)
                 await stack.enter_async_context(_worker(role, nats, process, presence))
         await lifecycle.serve()
         for presence in presences:
             presence.stop()
+
+
+def _is_connected(nats: NatsClient) -> bool:
+    return nats.is_connected
 
 
 def _worker(role: Role, nats: NatsClient, process: _Process, presence: Presence) -> Worker:

@@ -34,6 +34,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=2))
         nats = await stack.enter_async_context(nats_client(settings, CORE, lifecycle.telemetry))
+        lifecycle.needs("nats", lambda: nats.is_connected)
         await stack.enter_async_context(archiving(settings, pool, nats))
         await lifecycle.serve()
 

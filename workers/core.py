@@ -54,8 +54,9 @@ from workers.interceptors import CoatcheckInterceptor
 from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
-from workers.temporal import BUILD_ID, STICKY_TIMEOUT, check_search_attributes, measured_client, sandbox_runner
+from workers.temporal import STICKY_TIMEOUT, check_search_attributes, measured_client, sandbox_runner
 from workers.tracing import tracing
+from workers.versioning import build_id, deployment_config, ensure_current_build
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
 from workflows.reconcile import ReconcileWorkflow
@@ -74,6 +75,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "core", lifecycle.telemetry))
+        lifecycle.needs("nats", lambda: nats.is_connected)
         await _check_durability(settings.nats_monitor_url)
         team = load_config(settings.config_file)
         await _ensure_streams(nats, pool, team, settings.placement)
@@ -87,11 +89,14 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))
         client = await stack.enter_async_context(measured_client(settings, lifecycle.telemetry))
         await check_search_attributes(client)
+        await ensure_current_build(client, settings)
         await ensure_schedules(client)
         budgets = Budgets(team.budgets, team.tenants)
         measures = RunInstruments(lifecycle.telemetry.meter, team.pipelines.values())
         if lifecycle.telemetry.has_metrics:
             await stack.enter_async_context(_watch(pool, nats, team, lifecycle.telemetry.meter))
+        deployment = deployment_config(settings)
+        build = {"deployment_config": deployment} if deployment else {"build_id": build_id(settings)}
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
         await stack.enter_async_context(
             Worker(
@@ -104,7 +109,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
                 ],
                 interceptors=[CoatcheckInterceptor()],
                 workflow_runner=sandbox_runner(),
-                build_id=BUILD_ID,
+                **build,
                 sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
                 graceful_shutdown_timeout=timedelta(seconds=10),
             )

@@ -52,6 +52,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_gateway_database_url()))
         nats = await stack.enter_async_context(nats_client(settings, "gateway", lifecycle.telemetry))
+        lifecycle.needs("nats", lambda: nats.is_connected)
         journal = TurnJournal(pool, gateway_id=str(uuid.uuid4()))
         await journal.beat()
         desk = ClaimDesk(deliverables=DeliverableService(nats), read_brief=functools.partial(read_brief, pool))

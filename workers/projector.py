@@ -25,6 +25,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.require_database_url(), max_size=4))
         nats = await stack.enter_async_context(nats_client(settings, CORE, lifecycle.telemetry))
+        lifecycle.needs("nats", lambda: nats.is_connected)
         await ensure_streams(nats, LOGS, placement=settings.placement)
         await stack.enter_async_context(Projector(pool, nats).running())
         await stack.enter_async_context(tracing(pool, nats, lifecycle.telemetry))

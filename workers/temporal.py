@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import temporalio.api.common.v1
 import temporalio.api.operatorservice.v1
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, ToJsonOptions, pydantic_data_converter
 from temporalio.converter import DataConverter
@@ -20,6 +20,7 @@ from temporalio.service import TLSConfig
 
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from schemas import errors, search_attributes
+from workers.encryption import ENCODING, encrypted, missing_key
 
 if TYPE_CHECKING:
     from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
@@ -60,6 +61,9 @@ class _PayloadConverter(PydanticPayloadConverter):
     def from_payloads(
         self, payloads: Sequence[temporalio.api.common.v1.Payload], type_hints: list[type] | None = None
     ) -> list[Any]:
+        for payload in payloads:
+            if payload.metadata.get("encoding") == ENCODING:
+                raise missing_key(payload)  # fails the task, not the workflow: a worker that has the key goes on
         try:
             return super().from_payloads(payloads, type_hints)
         except KeyError as error:
@@ -115,16 +119,26 @@ def _read(path: Path | None) -> bytes | None:
 
 
 async def connect(
-    address: str, namespace: str, *, tls: TLSConfig | bool = False, runtime: Runtime | None = None
+    address: str,
+    namespace: str,
+    *,
+    tls: TLSConfig | bool = False,
+    runtime: Runtime | None = None,
+    payload_keys: SecretStr | None = None,
 ) -> Client:
     """Connect to Temporal; `runtime` says where the SDK measures, nowhere by default.
 
     Raises:
+        CoatcheckError: the payload keys are wrong.
         DependencyDownError: the server does not answer, or is not the one that it should be.
     """
     try:
         return await Client.connect(
-            address, namespace=namespace, data_converter=DATA_CONVERTER, tls=tls, runtime=runtime
+            address,
+            namespace=namespace,
+            data_converter=encrypted(DATA_CONVERTER, payload_keys),
+            tls=tls,
+            runtime=runtime,
         )
     except RuntimeError as error:
         hint = "is it the authority that signed its certificate?" if tls else "start the stack with `coatcheck up`"
@@ -139,14 +153,14 @@ async def measured_client(settings: "Settings", telemetry: "ObservabilityProvide
         DependencyDownError: the server does not answer.
     """
     address, namespace = settings.require_temporal_address(), settings.temporal_namespace
-    tls = tls_config(settings)
+    tls, keys = tls_config(settings), settings.payload_keys
     if not telemetry.has_metrics:
-        yield await connect(address, namespace, tls=tls)
+        yield await connect(address, namespace, tls=tls, payload_keys=keys)
         return
     from coatcheck.telemetry.temporal import measured_runtime  # noqa: PLC0415
 
     async with measured_runtime(telemetry.meter) as runtime:
-        yield await connect(address, namespace, tls=tls, runtime=runtime)
+        yield await connect(address, namespace, tls=tls, runtime=runtime, payload_keys=keys)
 
 
 async def check_search_attributes(client: Client) -> None:

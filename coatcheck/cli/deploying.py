@@ -68,6 +68,8 @@ def _connections(settings: Settings) -> dict[str, str]:
     known = {
         "TEMPORAL_ADDRESS": settings.temporal_address,
         "TEMPORAL_NAMESPACE": settings.temporal_namespace,
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(settings.temporal_ca_file) if settings.temporal_ca_file else None,
+        "NATS_CA": str(settings.nats_ca_file) if settings.nats_ca_file else None,
         "NATS_URL": settings.nats_url,
         "NATS_MONITOR_URL": settings.nats_monitor_url,
         "DATABASE_URL": database.get_secret_value() if database else None,

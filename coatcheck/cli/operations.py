@@ -10,19 +10,36 @@ from coatcheck.cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 app = typer.Typer()
 db = typer.Typer(help="The database: `db migrate` brings it up to date.")
 app.add_typer(db, name="db")
+doctors = typer.Typer(invoke_without_command=True)
+app.add_typer(doctors, name="doctor")
 
 
-@app.command()
-def doctor(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+@doctors.callback()
+def doctor(context: typer.Context, *, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Check everything that a run depends on, and say what to do about what is wrong.
 
     Exits with 3 when a server or worker is away, with 1 when something else is wrong.
 
     Example: coatcheck doctor --json
     """
+    if context.invoked_subcommand is not None:
+        return
     from coatcheck.cli import diagnosis, session  # noqa: PLC0415
 
     session.run(diagnosis.doctor(as_json=as_json, data_dir=data_dir))
+
+
+@doctors.command()
+def authz(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Try as every NATS identity what it may do and what it may not, and show what the server lets it.
+
+    Changes nothing; needs every identity's key. Exits with 1 when anybody can do more or less than is declared.
+
+    Example: coatcheck doctor authz --json
+    """
+    from coatcheck.cli import authorization, session  # noqa: PLC0415
+
+    session.run(authorization.authz(as_json=as_json, data_dir=data_dir))
 
 
 @app.command()
@@ -80,6 +97,64 @@ def nats_config(
     from coatcheck.cli import deploying  # noqa: PLC0415
 
     deploying.write_nats_config(out, data_dir=data_dir)
+
+
+@app.command()
+def rotate(
+    who: Annotated[list[str], typer.Argument(help="Identities, such as roy or gateway; or all.", metavar="WHO...")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Where servers of your own read accounts.conf.")] = None,
+    reload: Annotated[str | None, typer.Option(help="The command that has them read it again.")] = None,
+    restart: Annotated[
+        str | None, typer.Option(help="The command that gives workers the new keys, if they do not see the files.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(min=0, help="Seconds for which both keys are good, at most.")] = 60,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Give NATS identities new keys while everything runs; what the old ones have signed stays good.
+
+    Can be repeated at any point: it goes on where it stopped.
+
+    Example: coatcheck rotate all
+    """
+    from coatcheck.cli import rotating, session  # noqa: PLC0415
+
+    work = rotating.rotate(
+        who,
+        out=out,
+        reload_command=reload,
+        restart_command=restart,
+        overlap_seconds=overlap,
+        as_json=as_json,
+        data_dir=data_dir,
+    )
+    session.run(work)
+
+
+@app.command()
+def codec_server(
+    *,
+    ui: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of a Temporal UI that may ask; that of the local stack's by default."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.")] = 8234,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Decrypt payloads for Temporal's UI and program, where COATCHECK_PAYLOAD_KEYS encrypts them.
+
+    Example: coatcheck codec-server --ui http://localhost:8080
+    """
+    from coatcheck.cli import codec_server as server  # noqa: PLC0415
+    from coatcheck.cli import session  # noqa: PLC0415
+    from coatcheck.localstack.status import load_status  # noqa: PLC0415
+
+    temporal = load_status(data_dir).temporal
+    own = temporal.ui_url if temporal and temporal.ui_url else None
+    origins = ui or ([own, own.replace("127.0.0.1", "localhost")] if own else [])
+    session.run(server.serve(session.load_settings(data_dir), host=host, port=port, origins=origins))
 
 
 @app.command()

@@ -57,10 +57,12 @@ def load_settings(data_dir: Path) -> Settings:
         found["config_file"] = status.config_file
     if settings.temporal_address is None and status.temporal:
         found |= {"temporal_address": status.temporal.address, "temporal_namespace": status.temporal.namespace}
+        found |= {"temporal_ca_file": settings.temporal_ca_file or status.temporal.ca_file}
     if settings.phoenix_url is None and status.phoenix:
         found["phoenix_url"] = status.phoenix.url
     if settings.nats_url is None and status.nats:
         found |= {"nats_url": status.nats.url, "nats_monitor_url": status.nats.monitor_url}
+        found |= {"nats_ca_file": settings.nats_ca_file or status.nats.ca_file}
     if settings.database_url is None and status.postgres:
         found |= {
             "database_url": SecretStr(status.postgres.dsn),
@@ -111,7 +113,12 @@ async def open_temporal(settings: Settings) -> "Client":
 
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await connect(address, settings.temporal_namespace, tls=tls_config(settings))
+            return await connect(
+                address,
+                settings.temporal_namespace,
+                tls=tls_config(settings),
+                payload_keys=settings.payload_keys,
+            )
     except TimeoutError as error:
         raise DependencyDownError(f"Temporal at {address} does not answer", hint=UP_HINT) from error
     except DependencyDownError as error:

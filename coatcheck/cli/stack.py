@@ -22,7 +22,13 @@ app = typer.Typer()
 
 
 def stack_config(
-    data_dir: Path, settings: "Settings", *, config: Path | None, phoenix: bool = False, metrics: bool = False
+    data_dir: Path,
+    settings: "Settings",
+    *,
+    config: Path | None,
+    phoenix: bool = False,
+    metrics: bool = False,
+    tls: bool = False,
 ) -> "StackConfig":
     """The stack in `data_dir`; servers that the environment points to are used, the others are started.
 
@@ -32,6 +38,7 @@ def stack_config(
         config: The `coatcheck.toml` that is given; else that of the current folder, if there is one.
         metrics: Whether the workers offer metrics; they also do when the environment names a port for them.
         phoenix: Whether Phoenix is started too.
+        tls: Whether clients speak TLS with the servers; they also do when the environment says so.
 
     Raises:
         ConfigError: it is wrong; nothing was started.
@@ -47,6 +54,7 @@ def stack_config(
         data_dir=data_dir.absolute(),
         config_file=file,
         metrics=metrics or settings.metrics_port is not None,
+        tls=tls or settings.tls,
         servers=ALL_SERVERS if phoenix else SERVERS,
         nats_keys_dir=settings.nats_keys_dir.absolute() if settings.nats_keys_dir else None,
         external=External(
@@ -68,6 +76,7 @@ def up(
     phoenix: Annotated[
         bool, typer.Option("--phoenix", help="Also Arize Phoenix, which shows each run's trace.")
     ] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="With TLS, by certificates made for it.")] = False,
     config: ConfigFile = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -90,10 +99,13 @@ def up(
         if metrics and not any(worker.metrics_url for worker in status.workers):
             tell("warning: it was started without metrics")
             tell("hint: `coatcheck down` and `coatcheck up --metrics` offer them")
+        if tls and not (status.nats and status.nats.ca_file):
+            tell("warning: it was started without TLS")
+            tell("hint: `coatcheck down` and `coatcheck up --tls` speak it")
         return
     if phoenix:
         interpreter()  # before anything is started
-    wanted = stack_config(data_dir, Settings(), config=config, phoenix=phoenix, metrics=metrics)
+    wanted = stack_config(data_dir, Settings(), config=config, phoenix=phoenix, metrics=metrics, tls=tls)
     if not detach:
         raise typer.Exit(asyncio.run(supervise(wanted)))
     status = start_detached(wanted)

@@ -53,6 +53,8 @@ class StackConfig(BaseModel):
     """`coatcheck.toml`, absolute; the defaults when absent."""
     metrics: bool = False
     """Whether each worker offers its metrics to Prometheus, on a port of its own."""
+    tls: bool = False
+    """Whether clients of our servers speak TLS with them, by certificates of an authority in `certs_dir`."""
     nats_keys_dir: Path | None = None
     """`<data_dir>/nats/keys` when absent."""
     start_timeout_seconds: float = 60
@@ -62,6 +64,16 @@ class StackConfig(BaseModel):
     def keys_dir(self) -> Path:
         """Folder of the NATS keys and passwords."""
         return self.nats_keys_dir or self.data_dir / "nats" / "keys"
+
+    @property
+    def certs_dir(self) -> Path:
+        """Folder of the authority and the servers' certificates, of a stack with TLS."""
+        return self.data_dir / "certs"
+
+    @property
+    def ca_file(self) -> Path | None:
+        """Whom clients trust; `None` without TLS."""
+        return self.certs_dir / "ca.pem" if self.tls else None
 
     @property
     def status_file(self) -> Path:

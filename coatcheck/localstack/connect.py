@@ -26,8 +26,10 @@ class Connections(BaseModel):
         told: dict[str, str | None] = {}
         if self.temporal:
             told |= {"TEMPORAL_ADDRESS": self.temporal.address, "TEMPORAL_NAMESPACE": self.temporal.namespace}
+            told |= {"TEMPORAL_TLS_SERVER_CA_CERT_PATH": _text(self.temporal.ca_file)}
         if self.nats:
             told |= {"NATS_URL": self.nats.url, "NATS_MONITOR_URL": self.nats.monitor_url}
+            told |= {"NATS_CA": _text(self.nats.ca_file)}
         if self.postgres:
             told |= {"DATABASE_URL": self.postgres.dsn, "GATEWAY_DATABASE_URL": self.postgres.gateway_dsn}
         if self.phoenix:
@@ -36,6 +38,10 @@ class Connections(BaseModel):
                 "PHOENIX_COLLECTOR_ENDPOINT": self.phoenix.url,
             }
         return {name: value for name, value in told.items() if value is not None}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def describe(config: StackConfig, ports: Mapping[str, int]) -> Connections:
@@ -55,10 +61,11 @@ def _temporal(config: StackConfig, ports: Mapping[str, int]) -> TemporalStatus |
     if not config.managed("temporal"):
         return None
     return TemporalStatus(
-        address=f"{LOOPBACK}:{ports['temporal']}",
+        address=f"{LOOPBACK}:{ports['temporal_tls' if config.tls else 'temporal']}",
         namespace=temporal.NAMESPACE,
         ui_url=f"http://{LOOPBACK}:{ports['temporal_ui']}",
         cli=_cli(),
+        ca_file=config.ca_file,
     )
 
 
@@ -75,7 +82,8 @@ def _nats(config: StackConfig, ports: Mapping[str, int]) -> NatsStatus | None:
     if not config.managed("nats"):
         return None
     monitor = f"http://{LOOPBACK}:{ports['nats_monitor']}"
-    return NatsStatus(url=f"nats://{LOOPBACK}:{ports['nats']}", monitor_url=monitor, users=nats.prepare(config))
+    url = f"{'tls' if config.tls else 'nats'}://{LOOPBACK}:{ports['nats']}"
+    return NatsStatus(url=url, monitor_url=monitor, ca_file=config.ca_file, users=nats.prepare(config))
 
 
 def _postgres(config: StackConfig, ports: Mapping[str, int]) -> PostgresStatus | None:
@@ -83,4 +91,5 @@ def _postgres(config: StackConfig, ports: Mapping[str, int]) -> PostgresStatus |
         return PostgresStatus(dsn=dsn, gateway_dsn=config.external.gateway_database_url or dsn)
     if not config.managed("postgres"):
         return None
-    return postgres.status(config.data_dir, ports["postgres"])
+    port = ports["postgres_tls" if config.tls else "postgres"]
+    return postgres.status(config.data_dir, port, ca_file=config.ca_file, own_port=ports["postgres"])

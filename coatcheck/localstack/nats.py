@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from coatcheck.messaging import accounts
 
 PORTS: Final = ("nats", "nats_monitor")
 _CONF: Final = "nats-server.conf"
+_TLS_CONF: Final = "tls.conf"
 _MAX_FILE_STORE: Final = "64GB"
 """Each agent's stream and bucket reserve 3 GiB, so this is room for 20 agents; they take from the disk only what they
 hold. The server would otherwise take three quarters of the free disk as its limit and refuse streams beyond it."""
@@ -37,7 +38,8 @@ def prepare(config: StackConfig) -> dict[str, NatsUserStatus]:
     users = accounts.ensure_keys(private_dir(config.keys_dir), team.agents)
     folder = private_dir(config.data_dir / "nats")
     write_private(folder / "accounts.conf", accounts.render_accounts(users, team.streams))
-    shutil.copyfile(_conf_source(), folder / _CONF)
+    for name in (_CONF, _TLS_CONF):
+        shutil.copyfile(_conf_source(name), folder / name)
     return {
         name: NatsUserStatus(
             account=user.account,
@@ -51,8 +53,13 @@ def prepare(config: StackConfig) -> dict[str, NatsUserStatus]:
     }
 
 
-def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> MemberSpec:
-    """The server with its store under `<data_dir>/nats/jetstream` (it adds that folder itself)."""
+def member(
+    data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str], *, certs: Path | None = None
+) -> MemberSpec:
+    """The server with its store under `<data_dir>/nats/jetstream` (it adds that folder itself).
+
+    With `certs`, the folder of its certificate, clients speak TLS.
+    """
     folder = data_dir / "nats"
     variables = {
         "NATS_SERVER_NAME": "coatcheck",
@@ -62,15 +69,18 @@ def member(data_dir: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> 
         "NATS_STORE_DIR": json.dumps(str(folder)),
         "NATS_MAX_FILE_STORE": _MAX_FILE_STORE,
     }
+    if certs is not None:
+        files = {"CERT": "nats.pem", "KEY": "nats.key", "CA": "ca.pem"}
+        variables |= {f"NATS_TLS_{name}": json.dumps(str(certs / file)) for name, file in files.items()}
     return MemberSpec(
         name="nats",
-        argv=(str(script("nats-server")), "--config", str(folder / _CONF)),
+        argv=(str(script("nats-server")), "--config", str(folder / (_TLS_CONF if certs else _CONF))),
         env={**env, **variables},
         # 200 only when JetStream has recovered every stream.
         ready=partial(http_ok, ports["nats_monitor"], "/healthz"),
     )
 
 
-def _conf_source() -> Path:
+def _conf_source(name: str) -> Path:
     """The wheel installs `deploy/` beside the package, as it lies in a checkout."""
-    return Path(str(files("coatcheck"))).parent / "deploy" / "nats" / _CONF
+    return Path(str(resources.files("coatcheck"))).parent / "deploy" / "nats" / name

@@ -39,16 +39,28 @@ _SETTINGS: Final = {
 }
 
 
-def status(data_dir: Path, port: int) -> PostgresStatus:
-    """How to connect; makes missing passwords."""
+def status(data_dir: Path, port: int, *, ca_file: Path | None = None, own_port: int | None = None) -> PostgresStatus:
+    """How to connect; makes missing passwords.
+
+    Args:
+        data_dir: Of the stack.
+        port: For everybody.
+        ca_file: Who has signed its certificate, where it is spoken to with TLS.
+        own_port: The server's own, for the superuser, whose programs speak no TLS.
+    """
     folder = private_dir(data_dir / "postgres")
 
-    def dsn(role: str, database: str) -> str:
+    plain = "sslmode=disable"
+    mode = f"sslmode=verify-full&sslrootcert={ca_file}" if ca_file else plain
+
+    def dsn(role: str, database: str, port: int = port, mode: str = mode) -> str:
         secret = password(folder / f"{role}.password")
-        return f"postgresql://{role}:{secret}@{LOOPBACK}:{port}/{database}?sslmode=disable"
+        return f"postgresql://{role}:{secret}@{LOOPBACK}:{port}/{database}?{mode}"
 
     return PostgresStatus(
-        dsn=dsn(OWNER, DATABASE), gateway_dsn=dsn(GATEWAY_LOGIN, DATABASE), superuser_dsn=dsn(SUPERUSER, "postgres")
+        dsn=dsn(OWNER, DATABASE),
+        gateway_dsn=dsn(GATEWAY_LOGIN, DATABASE),
+        superuser_dsn=dsn(SUPERUSER, "postgres", own_port or port, plain),
     )
 
 

@@ -16,6 +16,16 @@ async def http_ok(port: int, path: str) -> bool:
     return False
 
 
+async def port_open(port: int) -> bool:
+    """Whether somebody takes connections on the loopback `port`."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.close()
+            return True
+    return False
+
+
 async def _status_line(port: int, path: str) -> bytes:
     reader, writer = await asyncio.open_connection(LOOPBACK, port)
     try:

@@ -80,7 +80,7 @@ def stop_detached(data_dir: Path) -> bool:
 class LocalStack:
     """A stack that lives as long as a `with` or `async with` block. Data stay in `data_dir`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a stack can be, each by its name
         self,
         data_dir: Path,
         *,
@@ -90,6 +90,7 @@ class LocalStack:
         external: External | None = None,
         config_file: Path | None = None,
         metrics: bool = False,
+        tls: bool = False,
         start_timeout_seconds: float = 60,
     ) -> None:
         self.config = StackConfig(
@@ -100,6 +101,7 @@ class LocalStack:
             external=external or External(),
             config_file=config_file.absolute() if config_file else None,
             metrics=metrics,
+            tls=tls,
             start_timeout_seconds=start_timeout_seconds,
         )
         self._process: subprocess.Popen[bytes] | None = None

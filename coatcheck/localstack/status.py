@@ -73,6 +73,8 @@ class TemporalStatus(BaseModel):
     ui_url: str | None
     cli: Path | None
     """Path of the `temporal` program."""
+    ca_file: Path | None = None
+    """Who has signed its certificate, when it speaks TLS and is ours."""
 
 
 class NatsUserStatus(BaseModel):
@@ -91,6 +93,8 @@ class NatsStatus(BaseModel):
 
     url: str
     monitor_url: str | None
+    ca_file: Path | None = None
+    """Who has signed its certificate, when it speaks TLS and is ours."""
     users: dict[str, NatsUserStatus]
 
 

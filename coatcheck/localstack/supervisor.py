@@ -17,7 +17,8 @@ import psutil
 
 from coatcheck.config import load_config
 from coatcheck.errors import CoatcheckError, DependencyDownError
-from coatcheck.localstack import nats, phoenix, postgres, prometheus, temporal
+from coatcheck.localstack import nats, phoenix, postgres, prometheus, temporal, tls_front
+from coatcheck.localstack.certificates import issue_certificates
 from coatcheck.localstack.config import ALL_SERVERS, ServerName, StackConfig
 from coatcheck.localstack.connect import Connections, describe
 from coatcheck.localstack.files import private_dir, write_private
@@ -78,6 +79,8 @@ class Supervisor:
             if ended := await asyncio.to_thread(end_leftovers, self._config.data_dir):
                 self._say(f"ended what an earlier supervisor left behind: {', '.join(ended)}")
             names = [name for server in self._managed() for name in _PORTS[server]]
+            if self._config.tls:
+                names += [port for server, port in tls_front.PORTS.items() if server in self._managed()]
             if self._config.metrics:
                 names += [prometheus.port_name(worker.name) for worker in self._config.workers]
             with held_ports(self._config.data_dir / "ports.json", names) as ports:
@@ -110,6 +113,8 @@ class Supervisor:
 
     async def _start(self, ports: Mapping[str, int]) -> None:
         config = self._config
+        if config.tls:
+            await asyncio.to_thread(issue_certificates, config.certs_dir)
         connections = await asyncio.to_thread(describe, config, ports)
         self._status.temporal, self._status.nats, self._status.postgres = (
             connections.temporal,
@@ -118,6 +123,9 @@ class Supervisor:
         )
         self._status.phoenix = connections.phoenix
         self._servers = [self._member(self._server(name, ports)) for name in self._managed()]
+        if config.tls and ports.keys() & set(tls_front.PORTS.values()):
+            front = tls_front.member(config.certs_dir, ports, self._server_env())
+            self._servers.append(self._member(front))
         for server in self._servers:
             server.start()
         await self._bring_up([server for server in self._servers if server.spec.name not in _UNNEEDED])
@@ -161,6 +169,8 @@ class Supervisor:
         return [name for name in ALL_SERVERS if self._config.managed(name)]
 
     def _server(self, name: ServerName, ports: Mapping[str, int]) -> MemberSpec:
+        if name == "nats" and self._config.tls:
+            return nats.member(self._config.data_dir, ports, self._server_env(), certs=self._config.certs_dir)
         module = {"temporal": temporal, "nats": nats, "postgres": postgres, "phoenix": phoenix}[name]
         spec: MemberSpec = module.member(self._config.data_dir, ports, self._server_env())
         return spec

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from schemas.config import Config
 
 
-Access = Literal["database", "gateway_database", "providers", "commands", "object_storage"]
+Access = Literal["database", "gateway_database", "providers", "commands", "object_storage", "payloads"]
 
 _VARIABLES: Final[dict[Access, tuple[str, ...]]] = {
     "database": ("DATABASE_URL", "PHOENIX_API_KEY"),  # the core worker sends scores
     "gateway_database": ("GATEWAY_DATABASE_URL",),
+    "payloads": ("COATCHECK_PAYLOAD_KEYS",),
 }
+_COMMANDS_OWN: Final = ("COATCHECK_CODEC_TOKEN", "COATCHECK_MCP_TOKEN", "COATCHECK_MCP_READ_TOKEN")
+"""What those who ask `coatcheck codec-server` and `coatcheck mcp` have to show; no worker is asked."""
 _PROVIDER_PREFIXES: Final = ("OPENAI_", "ANTHROPIC_")
 _STORAGE_PREFIXES: Final = ("AWS_", "GOOGLE_", "AZURE_")
 """Of the credentials of object storage, where the archive may be."""
@@ -48,9 +51,9 @@ def _default(name: str, *access: Access) -> WorkerSpec:
 
 
 DEFAULT_WORKERS: Final = (
-    _default("core", "database", "object_storage"),
+    _default("core", "database", "object_storage", "payloads"),
     _default("gateway", "gateway_database", "providers"),
-    _default("agents", "commands"),
+    _default("agents", "commands", "payloads"),
 )
 PROJECTOR_WORKER: Final = _default("projector", "database")
 ARCHIVER_WORKER: Final = _default("archiver", "database", "object_storage")
@@ -82,6 +85,8 @@ def _visible(name: str, access: tuple[Access, ...], *, named: Collection[str], s
     """
     if name in named and "commands" in access and not any(name in names for names in _VARIABLES.values()):
         return True
+    if name in _COMMANDS_OWN:
+        return False
     if any(name in names for names in _VARIABLES.values()):
         return any(name in names and right in access for right, names in _VARIABLES.items())
     if name.endswith("_API_KEY") or name.startswith(_PROVIDER_PREFIXES) or name in secrets:

@@ -13,14 +13,17 @@ server would answer "JetStream not enabled for account".
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nkeys  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coatcheck.errors import NotAuthorizedError
+from coatcheck.messaging.account_config import Account, Login, Share, rendered
+from coatcheck.messaging.keyring import KEYRING_FILE, Keyring
 from schemas.agent_state import MODEL_PREFIX, SERVER_PREFIX, agent_key
 from schemas.market import MARKET_PRICES
 from schemas.streams import (
@@ -68,6 +71,11 @@ SERVICES: Final[Mapping[str, str]] = {
 
 The judge may call `events` too, whoever may read the streams `archive`; an operator with the key of `core`, `tools`.
 """
+NEXT: Final = ".next"
+PREVIOUS: Final = ".previous"
+"""Endings of files beside a key that is being replaced: `rotation`."""
+UPGRADE: Final = timedelta(hours=1)
+"""For the workers of a release that did not sign to be replaced."""
 REPLY_THRESHOLD: Final = "1h"
 """How long the server remembers where a service's reply goes; 2 minutes unless told otherwise."""
 
@@ -103,6 +111,8 @@ _ACCOUNTS: Final[Mapping[str, str]] = {
     OBSERVER: "OBSERVER",
     JUDGE: "JUDGE",
 }
+FIXED_IDENTITIES: Final = tuple(_ACCOUNTS)
+"""Everybody who is no agent."""
 _READ_STREAM: Final = ("STREAM.MSG.GET", "STREAM.INFO")
 _READ_ALL: Final = (
     "STREAM.LIST",
@@ -128,6 +138,10 @@ class NatsUser(BaseModel):
     password_file: Path | None = None
     password: SecretStr | None = Field(None, exclude=True)
     """For the rendered configuration only; never serialised."""
+    accepted: tuple[str, ...] = ()
+    """Public halves that the server takes besides, in the middle of a rotation."""
+    keyring_file: Path
+    """The public keys of everybody."""
     inbox_prefix: str
     """The only subjects on which this identity can hear replies."""
     js_prefix: str
@@ -136,6 +150,9 @@ class NatsUser(BaseModel):
 
 def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
     """Make the keys that are missing and return every identity by name; existing keys stay as they are.
+
+    The keyring gets the public halves. It is made together with the first keys; where keys are older than it, so may
+    deliverables be, and for an hour more nothing has to be signed: so long may workers be older, too.
 
     Args:
         keys_dir: Made with mode 0700; seeds and passwords are files of mode 0600 in it.
@@ -147,13 +164,29 @@ def ensure_keys(keys_dir: Path, agents: Iterable[str]) -> dict[str, NatsUser]:
     names = [check_agent_name(agent) for agent in agents]
     keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys_dir.chmod(0o700)
+    is_older = _nkey_file(keys_dir, CORE).exists()
     for name in (*_ACCOUNTS, *names):
         if name == OBSERVER:
-            _write_once(_password_file(keys_dir, name), secrets.token_urlsafe(24).encode())
+            write_once(_password_file(keys_dir, name), secrets.token_urlsafe(24).encode())
         else:
-            seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
-            _write_once(_nkey_file(keys_dir, name), seed)
-    return {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
+            write_once(_nkey_file(keys_dir, name), new_seed())
+    users = {name: load_user(keys_dir, name) for name in (*_ACCOUNTS, *names)}
+    _add_to_keyring(keys_dir / KEYRING_FILE, users.values(), is_older=is_older)
+    return users
+
+
+def _add_to_keyring(path: Path, users: Iterable[NatsUser], *, is_older: bool) -> None:
+    if path.exists():
+        before = after = Keyring.load(path)
+    else:
+        before, after = None, Keyring(unsigned_until=datetime.now(UTC) + UPGRADE if is_older else None)
+    for user in users:
+        if user.nkey_file is not None:
+            after = after.with_key(user.name, user.user)
+            if not user.accepted:  # somebody has taken the key away, and another was made
+                after = after.retiring(user.name, but=user.user, at=datetime.now(UTC))
+    if after != before:
+        after.save(path)
 
 
 def check_agent_name(name: str) -> str:
@@ -175,22 +208,35 @@ def load_user(keys_dir: Path, name: str) -> NatsUser:
         NotAuthorizedError: there is no key for that name.
     """
     account = _ACCOUNTS.get(name, name.upper())
-    prefixes = {
+    known: dict[str, Any] = {
+        "name": name,
+        "account": account,
+        "keyring_file": keys_dir / KEYRING_FILE,
         "inbox_prefix": f"_INBOX_{name}",
         "js_prefix": OWN_JS_PREFIX if account == HUB else HUB_JS_PREFIX,
     }
     nkey_file, password_file = _nkey_file(keys_dir, name), _password_file(keys_dir, name)
     if nkey_file.exists():
         key = nkeys.from_seed(bytearray(nkey_file.read_bytes().strip()))
-        return NatsUser(name=name, account=account, user=key.public_key.decode(), nkey_file=nkey_file, **prefixes)
+        accepted = _in_rotation(nkey_file)
+        return NatsUser(user=key.public_key.decode(), nkey_file=nkey_file, accepted=accepted, **known)
     if password_file.exists():
         password = SecretStr(password_file.read_text().strip())
-        return NatsUser(
-            name=name, account=account, user=name, password_file=password_file, password=password, **prefixes
-        )
+        return NatsUser(user=name, password_file=password_file, password=password, **known)
     raise NotAuthorizedError(
         f"there is no NATS key for {name!r} in {keys_dir}", hint="`coatcheck up` makes the keys of the local stack"
     )
+
+
+def _in_rotation(nkey_file: Path) -> tuple[str, ...]:
+    """The public halves of the next key and of the previous one, as far as there are any."""
+    following, previous = (nkey_file.with_name(nkey_file.name + suffix) for suffix in (NEXT, PREVIOUS))
+    found = []
+    if following.exists():
+        found.append(nkeys.from_seed(bytearray(following.read_bytes().strip())).public_key.decode())
+    if previous.exists():
+        found.append(previous.read_text().strip())
+    return tuple(found)
 
 
 def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]) -> str:
@@ -202,19 +248,27 @@ def render_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]
         users: As `ensure_keys` gives them.
         streams: Every agent's stream; each agent reads all and writes only its own subjects. The buckets are added.
     """
-    agents = [user for name, user in users.items() if name not in _ACCOUNTS]
-    streams = [*streams, *bucket_streams(agent.name for agent in agents)]
-    blocks = [_hub(users, agents, streams), _gateway(users[GATEWAY], agents, streams)]
-    blocks += [_agent(user, streams) for user in agents]
-    blocks += [_observer(users[OBSERVER], streams), _judge(users[JUDGE], streams)]
-    blocks.append(f"  SYS: {{ users: [ {_credentials(users[SYSTEM])} ] }}")
-    body = "\n".join(blocks)
+    body = "\n".join(map(rendered, declared_accounts(users, streams)))
     return (
         f"# Written by coatcheck from its list of agents and streams.\naccounts {{\n{body}\n}}\nsystem_account: SYS\n"
     )
 
 
-def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
+def declared_accounts(users: Mapping[str, NatsUser], streams: Sequence[StreamSpec]) -> list[Account]:
+    """Every account, what its user may do, and what it shares; arguments as of `render_accounts`."""
+    agents = [user for name, user in users.items() if name not in _ACCOUNTS]
+    streams = [*streams, *bucket_streams(agent.name for agent in agents)]
+    return [
+        _hub(users, agents, streams),
+        _gateway(users[GATEWAY], agents, streams),
+        *(_agent(user, streams) for user in agents),
+        _observer(users[OBSERVER], streams),
+        _judge(users[JUDGE], streams),
+        _account(users[SYSTEM]),
+    ]
+
+
+def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> Account:
     auditors = [users[OBSERVER].account, users[JUDGE].account]
     readers = [*(user.account for user in (*agents, users[GATEWAY])), *auditors]
     exports = [_export(f"{OWN_JS_PREFIX}.{verb}", readers) for verb in _stream_verbs(streams)]
@@ -234,14 +288,15 @@ def _hub(users: Mapping[str, NatsUser], agents: Sequence[NatsUser], streams: Seq
     exports += [_export(_service(ARCHIVE, name), [users[name].account], REPLY_THRESHOLD) for name in ARCHIVE_READERS]
     # Discovery, and the tools as an operator may try them.
     imports = [_import(subject, account=GATEWAY_ACCOUNT) for subject in ("$SRV.>", _service(TOOLS, CORE))]
-    return _account(HUB, [_credentials(users[CORE])], exports=exports, imports=imports, jetstream=True)
+    return _account(users[CORE], exports=exports, imports=imports, jetstream=True)
 
 
-def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> str:
+def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[StreamSpec]) -> Account:
     """Not in the hub: there a gateway that was taken over could forge deliverables through reply subjects."""
     for_hub = [_export("$SRV.>", [HUB], streamed=True), _export(_service(TOOLS, CORE), [HUB], REPLY_THRESHOLD)]
     verbs = _stream_verbs([*streams, MCP_RESULTS])
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[
             *_GATEWAY_PUBLISHES,
             _ACK,
@@ -257,10 +312,6 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
         ],
         # It answers whoever asked, once, on the reply subject of the request and on no other.
         responses=f'allow_responses: {{ max: 1, expires: "{REPLY_THRESHOLD}" }}',
-    )
-    return _account(
-        user.account,
-        [_credentials(user, permissions)],
         exports=[*_served_by(user.account, agents), *for_hub],
         imports=[
             *(_import(subject) for subject in (*_GATEWAY_PUBLISHES, _ACK)),
@@ -271,49 +322,54 @@ def _gateway(user: NatsUser, agents: Sequence[NatsUser], streams: Sequence[Strea
     )
 
 
-def _served_by(account: str, agents: Sequence[NatsUser]) -> list[str]:
+def _served_by(account: str, agents: Sequence[NatsUser]) -> list[Share]:
     names = [name for name, server in SERVICES.items() if server == account]
     return [_export(_service(name, agent.name), [agent.account], REPLY_THRESHOLD) for name in names for agent in agents]
 
 
-def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+def _agent(user: NatsUser, streams: Sequence[StreamSpec]) -> Account:
     imports = [_import(subject) for subject in _writes(user.name)]
     imports += [_import(_service(name, user.name), account=account) for name, account in SERVICES.items()]
     imports += [_import_js(verb) for verb in _stream_verbs(streams)]
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[
             *_writes(user.name),
             *service_wildcards(user.name),
             *(f"{HUB_JS_PREFIX}.{verb}" for verb in _stream_verbs(streams)),
         ],
         subscribe=[f"{user.inbox_prefix}.>"],
+        imports=imports,
     )
-    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
-def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+def _observer(user: NatsUser, streams: Sequence[StreamSpec]) -> Account:
     verbs = [*_stream_verbs([*streams, *LOGS]), *_READ_ALL, *_archiver_verbs(streams)]
     archive = _service(ARCHIVE, OBSERVER)
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[archive, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
         subscribe=[*_CHANGES, _LIVE, f"{user.inbox_prefix}.>"],
+        imports=[
+            _import(archive),
+            *map(_import_stream, (*_CHANGES, _LIVE)),
+            *(_import_js(verb) for verb in verbs),
+        ],
     )
-    imports = [_import(archive), *map(_import_stream, (*_CHANGES, _LIVE)), *(_import_js(verb) for verb in verbs)]
-    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
-def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> str:
+def _judge(user: NatsUser, streams: Sequence[StreamSpec]) -> Account:
     verbs, services = _stream_verbs([*streams, *LOGS]), [_service(EVENTS, JUDGE), _service(ARCHIVE, JUDGE)]
-    permissions = _permissions(
+    return _account(
+        user,
         publish=[*services, *(f"{HUB_JS_PREFIX}.{verb}" for verb in verbs)],
         subscribe=[_LIVE, f"{user.inbox_prefix}.>"],
+        imports=[
+            *(_import(service) for service in services),
+            _import_stream(_LIVE),
+            *(_import_js(verb) for verb in verbs),
+        ],
     )
-    imports = [
-        *(_import(service) for service in services),
-        _import_stream(_LIVE),
-        *(_import_js(verb) for verb in verbs),
-    ]
-    return _account(user.account, [_credentials(user, permissions)], imports=imports)
 
 
 def _writes(agent: str) -> tuple[str, ...]:
@@ -334,50 +390,58 @@ def _archiver_verbs(streams: Sequence[StreamSpec]) -> list[str]:
 
 
 def _account(
-    name: str, users: list[str], *, exports: Sequence[str] = (), imports: Sequence[str] = (), jetstream: bool = False
-) -> str:
-    lines = [f"  {name}: {{"]
-    if jetstream:
-        lines.append("    jetstream: enabled")
-    for key, items in (("users", users), ("exports", exports), ("imports", imports)):
-        if items:
-            lines += [f"    {key}: [", *(f"      {item}" for item in items), "    ]"]
-    return "\n".join([*lines, "  }"])
+    user: NatsUser,
+    *,
+    publish: Sequence[str] | None = None,
+    subscribe: Sequence[str] | None = None,
+    responses: str = "",
+    exports: Sequence[Share] = (),
+    imports: Sequence[Share] = (),
+    jetstream: bool = False,
+) -> Account:
+    login = Login(
+        user.name,
+        tuple(_credentials(user)),
+        None if publish is None else tuple(publish),
+        None if subscribe is None else tuple(subscribe),
+        responses,
+    )
+    return Account(user.account, login, tuple(exports), tuple(imports), jetstream)
 
 
-def _export(subject: str, accounts: list[str], threshold: str | None = None, *, streamed: bool = False) -> str:
+def _export(subject: str, accounts: Sequence[str], threshold: str | None = None, *, streamed: bool = False) -> Share:
     limit = f', threshold: "{threshold}"' if threshold else ", response_type: stream" if streamed else ""
-    return f"{{ service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{limit} }}"
+    return Share("service", subject, tuple(accounts), more=limit)
 
 
-def _export_stream(subject: str, accounts: list[str]) -> str:
-    return f"{{ stream: {json.dumps(subject)}, accounts: {json.dumps(accounts)} }}"
+def _export_stream(subject: str, accounts: Sequence[str]) -> Share:
+    return Share("stream", subject, tuple(accounts))
 
 
-def _import_stream(subject: str) -> str:
-    return f"{{ stream: {{ account: {HUB}, subject: {json.dumps(subject)} }} }}"
+def _import_stream(subject: str) -> Share:
+    return Share("stream", subject, (HUB,))
 
 
-def _import(subject: str, *, account: str = HUB, to: str | None = None) -> str:
-    target = f", to: {json.dumps(to)}" if to else ""
-    return f"{{ service: {{ account: {account}, subject: {json.dumps(subject)} }}{target} }}"
+def _import(subject: str, *, account: str = HUB, to: str | None = None) -> Share:
+    return Share("service", subject, (account,), to)
 
 
-def _import_js(verb: str) -> str:
+def _import_js(verb: str) -> Share:
     return _import(f"{OWN_JS_PREFIX}.{verb}", to=f"{HUB_JS_PREFIX}.{verb}")
 
 
-def _permissions(*, publish: list[str], subscribe: list[str], responses: str = "") -> str:
-    rules = f"publish: {{ allow: {json.dumps(publish)} }}, subscribe: {{ allow: {json.dumps(subscribe)} }}"
-    return f"permissions: {{ {rules}{', ' if responses else ''}{responses} }}"
-
-
-def _credentials(user: NatsUser, permissions: str = "") -> str:
+def _credentials(user: NatsUser) -> Iterator[str]:
     if user.password is not None:
-        login = f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
-    else:
-        login = f"nkey: {user.user}"
-    return f"{{ {login}{', ' if permissions else ''}{permissions} }}"
+        yield f"user: {json.dumps(user.user)}, password: {json.dumps(user.password.get_secret_value())}"
+        return
+    for key in (user.user, *user.accepted):
+        yield f"nkey: {key}"
+
+
+def new_seed() -> bytes:
+    """The private half of a new NKey of a user, as NATS spells it."""
+    seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+    return seed
 
 
 def _nkey_file(keys_dir: Path, name: str) -> Path:
@@ -388,7 +452,7 @@ def _password_file(keys_dir: Path, name: str) -> Path:
     return keys_dir / f"{name}.password"
 
 
-def _write_once(path: Path, data: bytes) -> None:
+def write_once(path: Path, data: bytes) -> None:
     """Create the file whole and private, or leave the one that is there; safe against a second process and a crash."""
     if path.exists():
         return

@@ -10,6 +10,7 @@ repeated under the same message id, which the server stores once.
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import logging
 import random
@@ -20,10 +21,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
+import nats.errors
 from nats.aio.msg import Msg
 from pydantic_core import from_json, to_json
 
 from coatcheck.errors import (
+    CoatcheckError,
     DeliverableNotFoundError,
     DeliverableTooLargeError,
     MessagingRefusedError,
@@ -42,6 +45,9 @@ PUBLISH_PATIENCE_SECONDS: Final = 30.0
 """Outlasts the election of a stream leader after a kill (5.3 to 7.8 s) and a restart of the server."""
 MAX_SUBJECT_LENGTH: Final = 1024
 """The server closes clients whose control line (subject, reply, sizes) exceeds 4 KB."""
+
+KEY_LOOK_SECONDS: Final = 2.0
+"""Between two looks at the key's file, which cost 10 µs."""
 
 _SUBJECT: Final = re.compile(rf"[!-~]{{1,{MAX_SUBJECT_LENGTH}}}")
 
@@ -126,6 +132,7 @@ class NatsClient:
         self._connection: Connection | None = None
         self._closed = False
         self._rebuilding: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._subscriptions: list[ClientSubscription] = []
         self._hooks: list[Callable[[Connection], Awaitable[None]]] = []
 
@@ -136,7 +143,10 @@ class NatsClient:
             MessagingUnavailableError: no server answers within 5 s.
             NotAuthorizedError: the server does not accept the identity.
         """
+        state = self._key_state()
         self._connection = await self._open()
+        if state is not None:
+            self._following = asyncio.create_task(self._follow_key(state), name=f"nats-key-{self._name}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -145,6 +155,9 @@ class NatsClient:
     async def close(self) -> None:
         """Close for good; what is in flight fails with `MessagingUnavailableError`."""
         self._closed = True
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         if self._rebuilding is not None:
             self._rebuilding.cancel()
             await asyncio.gather(self._rebuilding, return_exceptions=True)
@@ -155,6 +168,16 @@ class NatsClient:
     def identity(self) -> str:
         """Who this client is; without accounts, everybody is the core worker."""
         return self._user.name if self._user else CORE
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a server is at the other end just now, as far as is known."""
+        return self._connection is not None and self._connection.raw.is_connected
+
+    @property
+    def user(self) -> NatsUser | None:
+        """The identity itself; `None` where all share one account."""
+        return self._user
 
     async def publish(
         self,
@@ -416,12 +439,42 @@ class NatsClient:
                 _log.info("NATS, %s: connected again", self._name)
                 return
 
+    async def _follow_key(self, state: object) -> None:
+        """Log in anew when the key's file is another one, and leave the old connection once it is done."""
+        while True:
+            await asyncio.sleep(KEY_LOOK_SECONDS)
+            found = self._key_state()
+            if found in {state, None}:
+                continue
+            try:
+                connection = await self._open()
+            except (CoatcheckError, ValueError) as error:  # the server may not know it yet
+                _log.warning("NATS, %s: cannot log in with the new key yet: %s", self._name, error)
+                continue
+            state, old, self._connection = found, self._connection, connection
+            _log.info("NATS, %s: logged in with the new key", self._name)
+            if old is not None:
+                await old.retire()
+
+    def _key_state(self) -> object:
+        """Another one when the key is another one; `None` without a key, or while its file is away."""
+        file = self._user and (self._user.nkey_file or self._user.password_file)
+        try:
+            found = file.stat() if file else None
+        except OSError:
+            return None
+        return found and (found.st_ino, found.st_mtime_ns, found.st_size)
+
     async def _subscribe_on(self, connection: Connection, subscription: ClientSubscription) -> None:
         async def process(message: Msg) -> None:
             with self.tracing.processing(message.subject, message.headers):
                 await subscription.callback(message)
 
+        earlier = subscription.raw
         subscription.raw = await connection.subscribe(subscription.subject, process, queue=subscription.queue)
+        if earlier is not None:
+            with contextlib.suppress(nats.errors.Error):  # as a rule it has ended with its connection
+                await earlier.unsubscribe()
 
 
 def _pauses() -> Iterator[float]:

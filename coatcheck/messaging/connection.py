@@ -23,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from coatcheck.errors import CoatcheckError, MessagingUnavailableError, NotAuthorizedError
+from coatcheck.errors import CoatcheckError, MessagingUnavailableError, NobodyListensError, NotAuthorizedError
 from coatcheck.messaging.accounts import NatsUser
 
 MessageCallback = Callable[[Msg], Awaitable[None]]
@@ -35,6 +35,8 @@ PENDING_BYTES: Final = 64 * 1024**2
 """Outgoing buffer; the default of 2 MiB refuses a deliverable while reconnecting."""
 FLUSH_TIMEOUT_SECONDS: Final = 5
 """Without one, a publish on a client that the server has closed hangs for ever."""
+RETIRE_SECONDS: Final = 10.0
+"""A request that is to be answered on a connection takes 5 s, or is answered by `pending` then."""
 CLOSE_TIMEOUT_SECONDS: Final = 2
 """For the last bytes of a connection that is given up."""
 
@@ -143,7 +145,8 @@ class Connection:
 
         Raises:
             NotAuthorizedError: this identity may not publish there; known after one round trip.
-            MessagingUnavailableError: nobody listens (known at once), no reply in time, or the connection was lost.
+            NobodyListensError: nobody serves the subject.
+            MessagingUnavailableError: no reply in time, or the connection was lost.
                 The request may have been carried out.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
@@ -160,7 +163,7 @@ class Connection:
             finally:
                 del self._replies[token]
         if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
-            raise MessagingUnavailableError(f"nobody answers on {subject}")
+            raise NobodyListensError(f"nobody answers on {subject}")
         return message
 
     async def publish(
@@ -212,6 +215,14 @@ class Connection:
             except nats.errors.Error as error:
                 raise MessagingUnavailableError(f"cannot subscribe: {error}") from error
             await self._confirm(*refusals)
+
+    async def retire(self) -> None:
+        """End it once what it was asked has been answered; nothing new should be asked on it. The owner is not told."""
+        self._opened = False
+        try:
+            await asyncio.sleep(RETIRE_SECONDS)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """End it on purpose; the owner is not told."""
@@ -329,7 +340,13 @@ def _tls(ca_file: Path | None) -> dict[str, Any]:
         raise CoatcheckError(
             f"{ca_file} cannot be read as certificates: {error}", hint="NATS_CA names a file in PEM form"
         ) from error
+    logging.getLogger("asyncio").addFilter(_says_something)
     return {"tls": context, "tls_handshake_first": True}
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """nats-py's stream has asyncio warn whenever a TLS connection ends, which a person at a terminal would read."""
+    return "eof_received() has no effect when using ssl" not in str(record.msg)
 
 
 def _without_secrets(urls: str) -> str:

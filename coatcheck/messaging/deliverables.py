@@ -2,8 +2,8 @@
 
 A message is written once per task key. The server acknowledges a second attempt as a duplicate, and then what counts
 is the message that is *stored*: the ticket names its bytes, not those of the second attempt, which may differ (a model
-was asked again, a timestamp moved on). A read is checked against the ticket's sha256 whoever asks, and goes on to the
-archive when retention has dropped the message.
+was asked again, a timestamp moved on). A read is checked against the ticket's sha256 and the agent's signature whoever
+asks, and goes on to the archive when retention has dropped the message.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from coatcheck.errors import (
 from coatcheck.messaging.archive import ArchiveClient
 from coatcheck.messaging.client import NatsClient, PublishAck, StoredMessage
 from coatcheck.messaging.notices import create_notice
+from coatcheck.messaging.signatures import Signatures
 from coatcheck.messaging.streams import stream_statuses
 from schemas.deliverable import (
     HEADER_SCHEMA,
@@ -77,6 +78,7 @@ class DeliverableService:
         self._client = client
         self._streams = streams
         self._archive = ArchiveClient(client) if archived else None
+        self._signatures = Signatures(client.user)
 
     async def publish_report(self, deliverable: Deliverable, *, task_key: str, stream: str, subject: str) -> Published:
         """Store the deliverable, once per task key, and return the ticket of what is stored.
@@ -86,6 +88,7 @@ class DeliverableService:
             NotAuthorizedError: this identity may not publish there.
             MessagingUnavailableError: indeterminate; try again with the same task key.
             DeliverableCorruptError: another task's message is stored under this task's id.
+            DeliverableUnverifiedError: what is stored for this task is not this agent's.
             MessagingRefusedError: the stream does not take that subject.
         """
         body = encode_deliverable(deliverable)
@@ -95,12 +98,13 @@ class DeliverableService:
         for attempt in range(_MAX_REPUBLISHES):
             # A known id whose message retention has dropped is acknowledged as a duplicate of nothing.
             identity = f"{task}~{attempt + 1}" if attempt else task
-            ack = await self._client.publish(subject, body, message_id=identity, stream=stream, headers=headers)
+            signed = headers | self._signatures.headers(subject, identity, digest)
+            ack = await self._client.publish(subject, body, message_id=identity, stream=stream, headers=signed)
             if not ack.duplicate:
                 ref = DeliverableRef(stream=ack.stream, sequence=ack.sequence, sha256=digest, bytes=len(body))
                 return Published(ref)
             if (stored := await self._stored(ack)) is not None:
-                return _checked(stored, subject, task)
+                return self._checked(stored, subject, task)
         raise DeliverableExpiredError(f"{task_key}: published {_MAX_REPUBLISHES} times and dropped by retention")
 
     async def fetch(self, ref: DeliverableRef) -> StoredDeliverable:
@@ -117,6 +121,7 @@ class DeliverableService:
 
         Raises:
             DeliverableCorruptError: the stored bytes are not those of the ticket.
+            DeliverableUnverifiedError: the agent has not signed it.
             DeliverableExpiredError: retention has dropped it, and it is not archived.
             DeliverableLostError: the stream ends before it: acknowledged data is gone, from the archive too.
             DeliverableNotFoundError: it was deleted.
@@ -130,8 +135,8 @@ class DeliverableService:
             reason = await self._why_gone(stream, sequence)
             if (archived := await self._archived(stream, sequence, sha256, reason)) is None:
                 raise reason from error
-            return _parse(archived, expected=sha256 or archived.headers.get(HEADER_SHA256), source="archive")
-        return _parse(message, expected=sha256 or message.headers.get(HEADER_SHA256))
+            return self._parse(archived, expected=sha256 or archived.headers.get(HEADER_SHA256), source="archive")
+        return self._parse(message, expected=sha256 or message.headers.get(HEADER_SHA256))
 
     async def fetch_by_subject(self, subject: str) -> StoredDeliverable:
         """Read the last deliverable under a subject, from the archive when its stream has none (any more).
@@ -141,6 +146,7 @@ class DeliverableService:
         Raises:
             DeliverableNotFoundError: the subject is no deliverable's, or nothing is stored under it.
             DeliverableCorruptError: the stored bytes do not have the sha256 of their header.
+            DeliverableUnverifiedError: the agent has not signed it.
             StreamMissingError: there is no such stream.
             NotAuthorizedError: this identity may not read that stream.
             MessagingUnavailableError: no answer.
@@ -152,8 +158,8 @@ class DeliverableService:
             archived = await self._last_archived(stream, subject)
             if archived is None:
                 raise DeliverableNotFoundError(f"nothing is stored under {subject}") from error
-            return _parse(archived, expected=archived.headers.get(HEADER_SHA256), source="archive")
-        return _parse(message, expected=message.headers.get(HEADER_SHA256))
+            return self._parse(archived, expected=archived.headers.get(HEADER_SHA256), source="archive")
+        return self._parse(message, expected=message.headers.get(HEADER_SHA256))
 
     async def fetch_by_task(self, subject: str, task_key: str, *, after: int = 0) -> StoredDeliverable | None:
         """Read what a task has stored under a subject; `None` when it has stored nothing.
@@ -176,7 +182,7 @@ class DeliverableService:
             except DeliverableNotFoundError:
                 return None
             if message.headers.get(HEADER_TASK) == task:
-                return _parse(message, expected=message.headers.get(HEADER_SHA256))
+                return self._parse(message, expected=message.headers.get(HEADER_SHA256))
             after = message.sequence
 
     async def fetch_report(self, agent: str, task_type: str, feature: str) -> StoredDeliverable:
@@ -245,36 +251,37 @@ class DeliverableService:
                 hint="agog.deliverables.<agent>.<task type>.<feature>",
             ) from error
 
+    def _checked(self, message: StoredMessage, subject: str, task: str) -> Published:
+        """What an earlier attempt has stored."""
+        if message.headers.get(HEADER_TASK) != task or message.subject != subject:
+            raise DeliverableCorruptError(
+                f"{message.stream}.{message.sequence} carries this task's id, but belongs to "
+                f"{message.headers.get(HEADER_TASK)!r} under {message.subject}"
+            )
+        earlier = self._parse(message, expected=message.headers.get(HEADER_SHA256))
+        return Published(earlier.ref, earlier.deliverable)
 
-def _checked(message: StoredMessage, subject: str, task: str) -> Published:
-    """What an earlier attempt has stored."""
-    if message.headers.get(HEADER_TASK) != task or message.subject != subject:
-        raise DeliverableCorruptError(
-            f"{message.stream}.{message.sequence} carries this task's id, but belongs to "
-            f"{message.headers.get(HEADER_TASK)!r} under {message.subject}"
+    def _parse(
+        self, message: StoredMessage, *, expected: str | None, source: Literal["stream", "archive"] = "stream"
+    ) -> StoredDeliverable:
+        digest = _digest(message, expected=expected)
+        try:
+            deliverable = Deliverable.model_validate_json(message.data)
+        except ValidationError as error:
+            raise DeliverableCorruptError(
+                f"{message.stream}.{message.sequence} is not a deliverable: {error.errors(include_url=False)[0]['msg']}"
+            ) from error
+        self._signatures.check(message, digest)
+        task = message.headers.get(HEADER_TASK)
+        return StoredDeliverable(
+            subject=message.subject,
+            ref=DeliverableRef(
+                stream=message.stream, sequence=message.sequence, sha256=digest, bytes=len(message.data)
+            ),
+            task_key=None if task is None else unquote(task),
+            deliverable=deliverable,
+            source=source,
         )
-    earlier = _parse(message, expected=message.headers.get(HEADER_SHA256))
-    return Published(earlier.ref, earlier.deliverable)
-
-
-def _parse(
-    message: StoredMessage, *, expected: str | None, source: Literal["stream", "archive"] = "stream"
-) -> StoredDeliverable:
-    digest = _digest(message, expected=expected)
-    try:
-        deliverable = Deliverable.model_validate_json(message.data)
-    except ValidationError as error:
-        raise DeliverableCorruptError(
-            f"{message.stream}.{message.sequence} is not a deliverable: {error.errors(include_url=False)[0]['msg']}"
-        ) from error
-    task = message.headers.get(HEADER_TASK)
-    return StoredDeliverable(
-        subject=message.subject,
-        ref=DeliverableRef(stream=message.stream, sequence=message.sequence, sha256=digest, bytes=len(message.data)),
-        task_key=None if task is None else unquote(task),
-        deliverable=deliverable,
-        source=source,
-    )
 
 
 def _digest(message: StoredMessage, *, expected: str | None) -> str:

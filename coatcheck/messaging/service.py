@@ -30,6 +30,9 @@ MAX_CONCURRENT: Final = 1000
 DRAIN_SECONDS: Final = 30.0
 """How long requests in hand may take to finish when the service stops."""
 
+HEADER_PROBE: Final = "Coatcheck-Probe"
+"""On a request that only asks whether it arrives (`coatcheck doctor authz`): the reply is empty, no work is done."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +96,8 @@ class _Server:
         self._service: Service | None = None
 
     async def start(self, connection: Connection) -> None:
-        """Register every endpoint; the service of an earlier connection ended with it."""
+        """Register every endpoint; the service of an earlier connection has ended with it, or ends now."""
+        earlier = self._service
         async with connection.accepting(self._endpoints):
             service = await add_service(connection.raw, name=self._name, version=self._version, metadata=self._metadata)
             for subject, handler in self._endpoints.items():
@@ -101,6 +105,9 @@ class _Server:
                     name=subject.replace(".", "-"), subject=subject, handler=partial(self._take, connection, handler)
                 )
         self._service = service
+        if earlier is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await earlier.stop()
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no more requests and finish those in hand."""
@@ -126,6 +133,10 @@ class _Server:
     async def _answer(self, connection: Connection, handler: Handler, request: Request) -> None:
         try:
             try:
+                if HEADER_PROBE in (request.headers or {}):
+                    with contextlib.suppress(nats.errors.Error):  # nobody waits for an answer to some of them
+                        await request.respond(b"")
+                    return
                 with self._tracing.processing(request.subject, request.headers):
                     reply = _fitting(await handler(request.data), connection)
             except Exception as error:  # noqa: BLE001  a caller is waiting for a reply, whatever went wrong

@@ -37,6 +37,7 @@ PHOENIX_API_KEY=$admin"
 once phoenix.env "PHOENIX_SECRET=$(random)
 PHOENIX_ADMIN_SECRET=$admin
 PHOENIX_DEFAULT_ADMIN_INITIAL_PASSWORD=$(random)"
+test -e "$secrets/payload_keys" || : > "$secrets/payload_keys" # empty: Temporal stores payloads as they are
 for provider in openai anthropic; do # empty: none
   test -e "$secrets/${provider}_api_key" || : > "$secrets/${provider}_api_key"
 done

@@ -14,6 +14,7 @@ import pytest
 from coatcheck.localstack import LocalStack
 from schemas.streams import AGENTS
 from tests.acceptance.program import COATCHECK, Outcome, coatcheck, environment
+from tests.tls import flags
 
 Cli = Callable[..., Outcome]
 STAGES = ["research", "critique", "backend", "frontend", "qa", "statistics"]
@@ -238,7 +239,7 @@ def test_the_plain_temporal_program_starts_a_run(stack: LocalStack, cli: Cli) ->
 
     def start(workflow_id: str, document: str) -> None:
         command = [str(temporal.cli), "workflow", "start", "--address", temporal.address, "--workflow-id", workflow_id]
-        command += ["--type", "FeaturePipeline", "--task-queue", "coatcheck", "--input", document]
+        command += ["--type", "FeaturePipeline", "--task-queue", "coatcheck", "--input", document, *flags(temporal)]
         subprocess.run(command, check=True, capture_output=True, env=environment())
 
     start("by-hand", '{"feature": "plain-start", "brief": "Started by hand"}')

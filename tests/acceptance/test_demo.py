@@ -13,6 +13,7 @@ import pytest
 from coatcheck.localstack import load_status
 from tests.acceptance.program import Outcome, environment
 from tests.acceptance.program import installed as coatcheck
+from tests.tls import flags
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SUBJECT = "agog.deliverables.cynthia.research.customer-search"
@@ -95,6 +96,7 @@ def test_every_notice_is_the_seeds_and_at_most_1_kb(killed: Outcome, folder: Pat
     assert status.temporal is not None
     run = coatcheck("runs", "--json", data_dir=folder / ".coatcheck").json[0]["temporal_workflow_id"]
     query = ["workflow", "query", "-w", run, "--type", "notices", "--address", status.temporal.address, "-o", "json"]
+    query += flags(status.temporal)
     done = subprocess.run([str(status.temporal.cli), *query], capture_output=True, timeout=60, check=True)
     notices = [entry["notice"] for entry in json.loads(done.stdout)["queryResult"][0]]
     assert len(notices) == 10

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from coatcheck.localstack import LocalStack
+from coatcheck.localstack.status import TemporalStatus
+from coatcheck.messaging.keyring import KEYRING_FILE
 from tests.acceptance.program import Outcome, coatcheck, environment
+from tests.tls import flags
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "security-review" / "coatcheck.toml"
 STAGES = ["research", "critique", "backend", "security", "frontend", "qa", "statistics"]
@@ -27,7 +30,8 @@ def new_stack(data_dir: Path, config_file: Path | None) -> LocalStack:
 
 def keys(data_dir: Path) -> dict[str, bytes]:
     """Every NATS key and password by its file's name."""
-    return {path.name: path.read_bytes() for path in (data_dir / "nats" / "keys").iterdir()}
+    files = (data_dir / "nats" / "keys").iterdir()
+    return {path.name: path.read_bytes() for path in files if path.name != KEYRING_FILE}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +128,8 @@ def start_input(cli: Cli, workflow_id: str) -> dict[str, Any]:
     """What the run was started with, as Temporal's own program shows it."""
     status = cli("status", "--json").json
     show = [status["temporal"]["cli"], "workflow", "show", "--workflow-id", workflow_id, "--output", "json"]
-    done = subprocess.run([*show, "--address", status["temporal"]["address"]], capture_output=True, check=True)
+    show += ["--address", status["temporal"]["address"], *flags(TemporalStatus(**status["temporal"]))]
+    done = subprocess.run(show, capture_output=True, check=True)
     event = json.loads(done.stdout)["events"][0]["workflowExecutionStartedEventAttributes"]
     payload = event["input"]["payloads"][0]["data"]
     request: dict[str, Any] = json.loads(base64.b64decode(payload))

@@ -14,6 +14,7 @@ from coatcheck.localstack import LocalStack
 from coatcheck.localstack.status import MemberState
 from tests.acceptance.program import Outcome, coatcheck, environment
 from tests.providers.script import Step
+from tests.tls import flags
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-proj-Abcdefgh12345678"
@@ -272,6 +273,7 @@ def test_refused_input(own: LocalStack, cli: Cli) -> None:
     temporal = own.status().temporal
     assert temporal is not None
     command = [str(temporal.cli), "workflow", "start", "--address", temporal.address, "--workflow-id", "by-mistake"]
+    command += flags(temporal)
     command += ["--type", "FeaturePipeline", "--task-queue", "coatcheck", "--input", '{"feature": "A B", "brief": "x"}']
     subprocess.run(command, check=True, capture_output=True, env=environment())
     answer = until(cli, "by-mistake", lambda answer: answer["status"] == "failed")

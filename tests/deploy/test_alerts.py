@@ -1,5 +1,7 @@
 """`deploy/prometheus`: every alert fires when it should. That a good run rings no bell is in `test_metrics`."""
 
+import re
+
 import pytest
 import yaml
 
@@ -24,6 +26,13 @@ def test_every_alert_says_what_to_do() -> None:
         for rule in group["rules"]:
             assert rule["labels"]["severity"] in {"page", "ticket"}
             assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def test_the_runbook_has_a_section_for_every_alert_and_for_nothing_else() -> None:
+    """In the rules' order, each with something to do."""
+    sections = re.split(r"^## ", (FOLDER.parents[1] / "docs" / "runbook.md").read_text(), flags=re.MULTILINE)[1:]
+    assert [section.partition("\n")[0] for section in sections] == ALERTS
+    assert all(len(section.split()) > 12 for section in sections)
 
 
 def test_the_files_are_prometheus_own_and_every_alert_fires(capsys: pytest.CaptureFixture[str]) -> None:

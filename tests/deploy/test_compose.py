@@ -159,10 +159,12 @@ def test_what_is_measured_is_looked_at(watching: Compose) -> None:
 def test_a_worker_has_its_own_secrets_and_no_others(compose: Compose) -> None:
     """Agents have no database and no provider's key, the gateway not the owner's database."""
     held = {name: set(compose["services"][name]["secrets"]) - {"ca.pem"} for name in (*WORKERS, "migrate")}
+    for name in WORKERS:
+        held[name].remove("keyring.json")  # public, and everybody's
     assert held == {
-        "core": {"database_url", "core.nk"},
+        "core": {"database_url", "core.nk", "payload_keys"},
         "gateway": {"gateway_database_url", "gateway.nk", "openai_api_key", "anthropic_api_key"},
-        "agents": {f"{agent}.nk" for agent in AGENTS},
+        "agents": {f"{agent}.nk" for agent in AGENTS} | {"payload_keys"},
         "migrate": {"database_url"},
     }
 

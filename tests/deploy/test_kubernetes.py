@@ -68,7 +68,15 @@ def test_every_worker_is_confined_and_probed() -> None:
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
         assert {"requests", "limits"} == container["resources"].keys(), name
         if name in WORKERS:
-            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys(), name
+            probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
+            assert {kind: probe["path"] for kind, probe in probes.items()} == {
+                "startup": "/readyz",
+                "readiness": "/readyz",
+                "liveness": "/healthz",
+            }, name
+            [port] = container["ports"]
+            assert {probe["port"] for probe in probes.values()} == {port["name"]}
+            assert f"COATCHECK_HEALTH_PORT={port['containerPort']}" in (FOLDER / "environment.env").read_text()
             assert budgets[name]["spec"]["selector"] == item["spec"]["selector"]
             compose = yaml.safe_load(COMPOSE.read_text())["services"][name]
             assert container["args"] == compose["command"]

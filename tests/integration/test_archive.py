@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,21 @@ from coatcheck.errors import (
     DeliverableExpiredError,
     DeliverableLostError,
     DeliverableNotFoundError,
+    DeliverableUnverifiedError,
     MessagingUnavailableError,
 )
 from coatcheck.localstack import LocalStack
 from coatcheck.messaging.accounts import ARCHIVER
 from coatcheck.messaging.artifacts import ArtifactStore
 from coatcheck.messaging.consumer import BatchConsumer
-from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.messaging.deliverables import DeliverableService, encode_deliverable
 from coatcheck.messaging.streams import ensure_streams, stream_config
 from coatcheck.objects.destinations import Folder
 from coatcheck.storage.database import open_pool
 from schemas.streams import AGENTS, STREAMS, bucket_streams
 from tests.acceptance.program import coatcheck
 from tests.integration.archive_lab import FILES, ArchiveLab, Delivered, corrupt, spec_of
-from tests.integration.nats_clients import client_as
+from tests.integration.nats_clients import client_as, deliverable
 from tests.integration.s3_server import S3Server
 
 
@@ -99,6 +101,34 @@ async def test_what_retention_dropped_comes_from_the_archive(lab: ArchiveLab, st
     assert {path: (out / path).read_bytes() for path in early.files} == early.files
     found = await verify(lab.shelf())
     assert (found.messages, found.contents, found.problems) == (2, 5, [])
+
+
+async def test_an_archive_that_somebody_wrote_to_is_not_believed(lab: ArchiveLab) -> None:
+    """Its hashes fit, since whoever can write there makes them fit; the agent's signature does not."""
+    real = await lab.deliver("priya", "tampered")
+    async with lab.archiver().running(), lab.serving():
+        await lab.settled("priya")
+        await lab.deliver("priya", "later")
+        await lab.settled("priya")
+        await lab.drop("priya")
+        shelf = lab.shelf()
+        record = await shelf.find(real.ref.stream, real.ref.sequence)
+        assert record is not None
+        body = encode_deliverable(deliverable("priya", "statistics", "tampered", "# Rewritten"))
+        digest = await shelf.keep_body(body)
+        headers = {**record.headers, "Content-SHA256": digest}
+        changed = {"sha256": digest, "bytes": len(body), "headers": headers}
+        later = {"stored_at": record.stored_at + timedelta(seconds=1)}
+        await shelf.keep_record(record.model_copy(update=changed | later))
+        async with client_as(lab.nats, "cynthia") as client:
+            service = DeliverableService(client)
+            assert (await service.fetch(real.ref)).deliverable.content == real.content
+            for ask in (
+                service.fetch_by_sequence(real.ref.stream, real.ref.sequence),
+                service.fetch_by_subject(real.subject),
+            ):
+                with pytest.raises(DeliverableUnverifiedError, match="does not fit"):
+                    await ask
 
 
 async def test_gone_is_told_apart(lab: ArchiveLab) -> None:

@@ -3,9 +3,13 @@
 import asyncio
 import hashlib
 import json
-from datetime import UTC, datetime
+from base64 import b32decode, urlsafe_b64decode
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from nacl.signing import VerifyKey
 
 from coatcheck.errors import (
     DeliverableCorruptError,
@@ -13,16 +17,19 @@ from coatcheck.errors import (
     DeliverableLostError,
     DeliverableNotFoundError,
     DeliverableTooLargeError,
+    DeliverableUnverifiedError,
     NotAuthorizedError,
 )
 from coatcheck.localstack.status import NatsStatus
 from coatcheck.messaging.client import NatsClient
-from coatcheck.messaging.deliverables import DeliverableService, Published, message_id
+from coatcheck.messaging.deliverables import DeliverableService, Published, encode_deliverable, message_id
+from coatcheck.messaging.keyring import Keyring
+from coatcheck.messaging.signatures import Signatures
 from coatcheck.messaging.streams import stream_config
 from schemas.deliverable import Artifact, DeliverableRef
 from schemas.notice import MAX_NOTICE_BYTES
 from schemas.streams import STREAMS, StreamSpec
-from tests.integration.nats_clients import deliverable, raw_client_as
+from tests.integration.nats_clients import deliverable, identity, raw_client_as
 
 BACKEND = "agog_features_backend"
 SHORT = StreamSpec(name="test_short", subjects=("agog.deliverables.test-short.>",), agent="test-short", max_msgs=2)
@@ -54,6 +61,18 @@ async def messages(core: NatsClient, stream: str = BACKEND) -> int:
     return count
 
 
+def keyring(server: NatsStatus) -> Keyring:
+    """Everybody's public keys."""
+    return Keyring.load(identity(server, "core").keyring_file)
+
+
+def client_with(ring: Keyring, server: NatsStatus, name: str, folder: Path) -> NatsClient:
+    """A client whose keyring is another one."""
+    ring.save(folder / "keyring.json")
+    user = identity(server, name).model_copy(update={"keyring_file": folder / "keyring.json"})
+    return NatsClient(server.url, user=user, name=name)
+
+
 async def test_a_seed_client_reads_it(nats_server: NatsStatus, roy: NatsClient) -> None:
     """A raw client with the observer's credentials gets the seed's shape, by sequence and by subject."""
     ref = await publish(DeliverableService(roy), "seed-shape", "# Full markdown ü")
@@ -67,6 +86,11 @@ async def test_a_seed_client_reads_it(nats_server: NatsStatus, roy: NatsClient) 
     assert list(body) == ["content", "metadata"]
     assert body["content"] == "# Full markdown ü"
     assert list(body["metadata"]) == ["agent", "taskType", "feature", "timestamp", "files_analyzed", "duration_minutes"]
+    assert by_sequence.headers is not None
+    key, _, signature = by_sequence.headers.pop("Coatcheck-Signature").partition(" ")
+    text = f"coatcheck-deliverable/1\n{subject('seed-shape')}\nfeature/seed-shape/run/backend-1\n{ref.sha256}"
+    assert key == nats_server.users["roy"].user
+    VerifyKey(b32decode(key)[1:33]).verify(text.encode(), urlsafe_b64decode(signature))
     assert by_sequence.headers == {
         "Nats-Msg-Id": "feature/seed-shape/run/backend-1",
         "Nats-Expected-Stream": BACKEND,
@@ -77,8 +101,10 @@ async def test_a_seed_client_reads_it(nats_server: NatsStatus, roy: NatsClient) 
     assert message_id(ref) == f"{BACKEND}.{ref.sequence}"
 
 
-async def test_a_seed_writer_is_read(core: NatsClient, roy: NatsClient) -> None:
-    """A message with the seed's body and no header of ours is a deliverable too."""
+async def test_a_seed_writer_is_read(
+    nats_server: NatsStatus, core: NatsClient, roy: NatsClient, tmp_path: Path
+) -> None:
+    """A message with the seed's body and no header of ours is a deliverable too, where a team lets them be unsigned."""
     body = {
         "content": "# By hand",
         "metadata": {
@@ -92,9 +118,34 @@ async def test_a_seed_writer_is_read(core: NatsClient, roy: NatsClient) -> None:
         },
     }
     await roy.publish(subject("by-hand"), json.dumps(body).encode(), message_id="by-hand", stream=BACKEND)
-    stored = await DeliverableService(core).fetch_by_subject(subject("by-hand"))
+    with pytest.raises(DeliverableUnverifiedError, match="has no signature"):
+        await DeliverableService(core).fetch_by_subject(subject("by-hand"))
+    ring = keyring(nats_server).model_copy(update={"unsigned_until": datetime.now(UTC) + timedelta(days=1)})
+    async with client_with(ring, nats_server, "core", tmp_path) as lenient:
+        stored = await DeliverableService(lenient).fetch_by_subject(subject("by-hand"))
     assert stored.task_key is None
     assert stored.deliverable.metadata.model_extra == {"custom_field": "custom_value"}
+
+
+async def test_what_its_agent_has_not_signed_is_refused(core: NatsClient, roy: NatsClient) -> None:
+    """Whoever has the hub's key can write under any subject, and is not believed; a moved signature is none."""
+    body = encode_deliverable(deliverable("roy", "backend", "forged", "# Forged"))
+    real = await publish(DeliverableService(roy), "real")
+    stored = await core.fetch_by_sequence(real.stream, real.sequence)
+    forged = Signatures(core.user).headers(subject("forged"), "forged", hashlib.sha256(body).hexdigest())
+    moved = {"Coatcheck-Signature": stored.headers["Coatcheck-Signature"]}
+    for number, (headers, payload, complaint) in enumerate(
+        (
+            (forged, body, "is none of its keys"),
+            (moved, body, "does not fit"),
+            (moved, stored.data, "does not fit"),
+            ({}, body, "no signature"),
+        )
+    ):
+        sent = {**headers, "Content-SHA256": hashlib.sha256(payload).hexdigest(), "Coatcheck-Task": f"forged-{number}"}
+        await core.publish(subject("forged"), payload, message_id=f"forged-{number}", stream=BACKEND, headers=sent)
+        with pytest.raises(DeliverableUnverifiedError, match=complaint):
+            await DeliverableService(roy).fetch_by_subject(subject("forged"))
 
 
 async def test_round_trip_by_ticket_and_by_name(roy: NatsClient, observer: NatsClient) -> None:
@@ -142,11 +193,13 @@ async def test_another_tasks_message_under_the_id_is_not_taken(roy: NatsClient) 
 
 
 @pytest.fixture
-async def short_stream(core: NatsClient) -> DeliverableService:
-    """A stream that keeps two messages, and its service."""
+async def short_stream(nats_server: NatsStatus, core: NatsClient, tmp_path: Path) -> AsyncIterator[DeliverableService]:
+    """A stream that keeps two messages, and the service of its agent, whose key is core's."""
     if SHORT.name not in {item["config"]["name"] for item in (await core.api("STREAM.LIST"))["streams"]}:
         await core.api(f"STREAM.CREATE.{SHORT.name}", stream_config(SHORT))
-    return DeliverableService(core, streams=[*STREAMS, SHORT], archived=False)
+    ring = keyring(nats_server).with_key(SHORT.agent, nats_server.users["core"].user)
+    async with client_with(ring, nats_server, "core", tmp_path) as client:
+        yield DeliverableService(client, streams=[*STREAMS, SHORT], archived=False)
 
 
 async def publish_short(service: DeliverableService, feature: str) -> DeliverableRef:
