@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from schemas.deliverable import Artifact, Sha256
+from schemas.deliverable import Artifact, DeliverableRef, Sha256
 from schemas.evidence import EvidenceSummary
 from schemas.notice import Notice
 from schemas.pipeline import DecisionAction, InheritedRound
@@ -223,6 +223,8 @@ class ToolCompleted(Payload):
     seconds: float
     result_bytes: int
     error: Reason = ""
+    document: DeliverableRef | None = None
+    """The deliverable that it read, if that is what it is for."""
 
 
 class DeliverablePublished(Payload):

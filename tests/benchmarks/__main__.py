@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from tests.benchmarks.measure import disk_bytes, run_batch, run_once
 from tests.benchmarks.noop import NAMESPACE
 from tests.benchmarks.projector import measure_projector
 from tests.benchmarks.silent import NAMESPACE as SILENT_NAMESPACE
+from tests.benchmarks.telemetry import measure_telemetry
 from tests.benchmarks.tools import measure_tools
 from workers.temporal import connect
 
@@ -40,7 +41,7 @@ REPORT_BYTES: Final = 19_700
 REAL: Final = ("temporal", "nats", "postgres", "core", "agents", "gateway")
 NOOP: Final = ("temporal", "noop-core", "noop-agents")
 SILENT: Final = ("temporal", "nats", "postgres", "silent-core", "silent-agents", "gateway")
-SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger", "tools")
+SECTIONS: Final = ("noop", "fetch", "bytes", "flight", "events", "ledger", "tools", "telemetry")
 PROJECTED_PER_SECOND: Final = 3000
 """Events that the projector has to keep up with."""
 TRANSFERS_PER_SECOND: Final = 900
@@ -75,7 +76,9 @@ def _workers(module: str) -> tuple[WorkerSpec, ...]:
     )
 
 
-def _stack(folder: Path, latency_seconds: float, *beside: str) -> LocalStack:
+def _stack(
+    folder: Path, latency_seconds: float, *beside: str, variables: Mapping[str, str] | None = None
+) -> LocalStack:
     """The product's own stack, with a model that costs nothing in its gateway; beside it the workers of `beside`."""
     prepared = {"BENCH_LATENCY_SECONDS": str(latency_seconds), "BENCH_REPORT_BYTES": str(REPORT_BYTES)}
     workers = tuple(
@@ -88,7 +91,9 @@ def _stack(folder: Path, latency_seconds: float, *beside: str) -> LocalStack:
     config = folder.with_suffix(".toml")
     config.write_text('[roles.billy]\nevidence = "if_declared"\n')
     workers += tuple(worker for module in beside for worker in _workers(module))
-    return LocalStack(folder, env={"COATCHECK_MODEL": "scripted"}, workers=workers, config_file=config)
+    return LocalStack(
+        folder, env={"COATCHECK_MODEL": "scripted", **(variables or {})}, workers=workers, config_file=config
+    )
 
 
 async def against_noop(stack: LocalStack) -> list[Figure]:
@@ -225,6 +230,28 @@ async def accounting(folder: Path) -> list[Figure]:
     ]
 
 
+async def observing(folder: Path) -> list[Figure]:
+    """What telemetry adds to a run whose model answers at once, and what a backend that is not well does to it."""
+    found = await measure_telemetry(
+        lambda name, variables: _stack(folder / f"telemetry-{name}", 0, variables=variables), REAL
+    )
+    detail = f"{found.cpu_without:.0f} ms without; traces, log lines and metrics over OTLP"
+    return [
+        Figure("CPU that telemetry adds to a run", found.cpu_milliseconds, 20, "ms", detail),
+        Figure("spans of a run", found.spans, 45, "", "with one revise round"),
+        Figure("traces of a run", found.kilobytes, 300, "KB", "uncompressed"),
+        Figure("latency of a run alone with telemetry, against without", found.wall, 1.05, "x", "40 interleaved pairs"),
+        *(
+            Figure(f"the same with a backend that {how}", ratio, 1.05, "x", "40 interleaved pairs")
+            for how, ratio in found.wall_by_backend.items()
+        ),
+        *(
+            Figure(f"a worker ends while its backend {how}", seconds, 3, "s", "the slowest of three")
+            for how, seconds in found.exit_seconds.items()
+        ),
+    ]
+
+
 async def fetching(status: StackStatus) -> Figure:
     """Fetch a 20 KB deliverable, verified and parsed, against a bare nats-py get of the same message."""
     assert status.nats is not None
@@ -358,6 +385,8 @@ async def measure(sections: Sequence[str]) -> list[Figure]:
             figures.append(await projecting(Path(folder) / "projector"))
         if "ledger" in sections:
             figures += await accounting(Path(folder) / "ledger")
+        if "telemetry" in sections:
+            figures += await observing(Path(folder))
         if "tools" in sections:
             figures += await tool_calls(Path(folder) / "tools")
     return figures
