@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.budget import Budget
-from schemas.deliverable import Artifact, Sha256
+from schemas.deliverable import Artifact, DeliverableRef, Sha256
 from schemas.evidence import EvidenceSummary
 from schemas.notice import Notice
 from schemas.pipeline import DecisionAction, InheritedRound
@@ -233,6 +233,8 @@ class ToolCompleted(Payload):
     seconds: float
     result_bytes: int
     error: Reason = ""
+    document: DeliverableRef | None = None
+    """The deliverable that it read, if that is what it is for."""
 
 
 class DeliverablePublished(Payload):

@@ -50,7 +50,8 @@ class NoticeMetadata(BaseModel):
     """Of a review: one `FindingMark` per open finding."""
     evidence: EvidenceSummary | None = None
     """Of a test: what the declared checks did."""
-    trace_id: str | None = None
+    trace_url: str | None = None
+    """The run's trace in Phoenix; left out where no Phoenix is known to the agent's worker."""
 
 
 class Notice(BaseModel):

@@ -9,6 +9,9 @@ from typing import Final
 
 from schemas.workflow_ids import event_id
 
+TRACE_NOTE: Final = "coatcheck_trace_note"
+"""Name under which a workflow is given what the Web UI says of a run's trace: run key → Markdown, or nothing."""
+
 HEADER_TRACEPARENT: Final = "traceparent"
 """W3C trace context; nats-py's headers are case-sensitive, and everybody else writes it in lower case."""
 
@@ -36,6 +39,11 @@ def pipeline_span_id(run_key: str, reset: str = "") -> str:
 def round_span_id(task_key: str, reset: str = "") -> str:
     """The span of one round."""
     return span_id(event_id(task_key, "stage.started", reset))
+
+
+def trace_page(phoenix_url: str, run_key: str) -> str:
+    """The page of a run's trace in Phoenix."""
+    return f"{phoenix_url.rstrip('/')}/redirects/traces/{trace_id(run_key)}"
 
 
 def traceparent(run_key: str, span: str) -> str:

@@ -117,6 +117,7 @@ def _worker(role: Role, nats: NatsClient, process: _Process, presence: Presence)
         stores=stores,
         workspaces=process.workspaces,
         send_events=functools.partial(report_events, nats, role.agent),
+        phoenix_url=process.settings.phoenix_url,
     )
     return Worker(
         process.client,

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 
-from opentelemetry.metrics import Meter
 from temporalio.worker import Worker
 
 from activities.budgets import Budgets
@@ -42,6 +41,7 @@ from coatcheck.storage.known_tasks import KnownTasks
 from coatcheck.storage.ledger import open_account
 from coatcheck.storage.state import known_runs, recorded_sequences
 from coatcheck.telemetry.instruments import BackboneInstruments, LedgerInstruments, RunInstruments
+from coatcheck.telemetry.provider import ObservabilityProvider
 from schemas.config import Config
 from schemas.events import JUDGE
 from schemas.ledger import Verb, agent_account
@@ -55,7 +55,7 @@ from workers.nats import nats_client
 from workers.runner import Lifecycle
 from workers.schedules import ensure_schedules
 from workers.temporal import STICKY_TIMEOUT, check_search_attributes, measured_client, sandbox_runner
-from workers.tracing import tracing
+from workers.tracing import trace_note, tracing
 from workers.versioning import build_id, deployment_config, ensure_current_build
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 from workflows.program import ProgramWorkflow
@@ -94,7 +94,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         budgets = Budgets(team.budgets, team.tenants)
         measures = RunInstruments(lifecycle.telemetry.meter, team.pipelines.values())
         if lifecycle.telemetry.has_metrics:
-            await stack.enter_async_context(_watch(pool, nats, team, lifecycle.telemetry.meter))
+            await stack.enter_async_context(_watch(pool, nats, team, lifecycle.telemetry))
         deployment = deployment_config(settings)
         build = {"deployment_config": deployment} if deployment else {"build_id": build_id(settings)}
         reconcile = ReconcileActivities(pool, log, client, nats=nats, agents=team.agents)
@@ -107,7 +107,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
                     StateActivities(pool, log, tasks, measures, budgets=budgets).record,
                     reconcile.compare,
                 ],
-                interceptors=[CoatcheckInterceptor()],
+                interceptors=[CoatcheckInterceptor(functools.partial(trace_note, settings))],
                 workflow_runner=sandbox_runner(),
                 **build,
                 sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
@@ -141,10 +141,11 @@ async def _ledger(pool: Pool, nats: NatsClient, team: Config) -> AbstractAsyncCo
 
 
 @contextlib.asynccontextmanager
-async def _watch(pool: Pool, nats: NatsClient, team: Config, meter: Meter) -> AsyncIterator[None]:
+async def _watch(pool: Pool, nats: NatsClient, team: Config, telemetry: ObservabilityProvider) -> AsyncIterator[None]:
     """Look at streams and ledger for whoever reads the meter."""
-    backbone = functools.partial(look_at_backbone, nats, _streams(team), BackboneInstruments(meter))
-    books = functools.partial(look_at_ledger, pool, LedgerInstruments(meter))
+    streams = BackboneInstruments(telemetry.meter)
+    backbone = functools.partial(look_at_backbone, nats, _streams(team), streams, has_traces=telemetry.has_traces)
+    books = functools.partial(look_at_ledger, pool, LedgerInstruments(telemetry.meter))
     async with watching(backbone, every_seconds=BACKBONE_SECONDS), watching(books, every_seconds=LEDGER_SECONDS):
         yield
 

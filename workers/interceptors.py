@@ -1,5 +1,6 @@
 """What every workflow and activity of ours is wrapped in: input checks, the claim-check rule, error mapping."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,19 @@ from temporalio.worker import (
 from coatcheck.errors import CoatcheckError, StageParkedError, TurnRefusedError
 from schemas import errors
 from schemas.activities import MAX_RESULT_BYTES
+from schemas.tracing import TRACE_NOTE
 from workers.temporal import DATA_CONVERTER
 
 
 class CoatcheckInterceptor(Interceptor):
-    """To be given to every worker and to the replayer."""
+    """To be given to every worker and to the replayer.
+
+    Args:
+        trace_note: Run key → what the Web UI says of its trace, in Markdown. Workflows know no settings.
+    """
+
+    def __init__(self, trace_note: Callable[[str], str] = lambda _run_key: "") -> None:
+        self._trace_note = trace_note
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """Wrap activities."""
@@ -28,9 +37,10 @@ class CoatcheckInterceptor(Interceptor):
 
     def workflow_interceptor_class(
         self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002, ARG002
+        input: WorkflowInterceptorClassInput,  # noqa: A002
     ) -> type[WorkflowInboundInterceptor]:
         """Wrap workflows."""
+        input.unsafe_extern_functions[TRACE_NOTE] = self._trace_note
         return _WorkflowEdge
 
 

@@ -14,5 +14,6 @@ def nats_client(settings: Settings, name: str, telemetry: ObservabilityProvider)
     without accounts, where agents are not confined.
     """
     user = None if settings.nats_isolation == "shared" else load_user(settings.keys_dir, name)
-    tracing = MessageTracing(has_headers=telemetry.has_traces, tracer=telemetry.message_tracer)
+    spans = telemetry.live if settings.trace_messages else None
+    tracing = MessageTracing(has_headers=telemetry.has_traces, spans=spans)
     return NatsClient(settings.require_nats_url(), name=name, user=user, ca_file=settings.nats_ca_file, tracing=tracing)

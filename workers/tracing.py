@@ -1,11 +1,16 @@
-"""The tracer, where there is an endpoint for traces: every core worker and every projector has one, one is active."""
+"""The tracer, where there is an endpoint for traces: every core worker and every projector has one, one is active.
+
+And what Temporal's Web UI says of where a trace is.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator
 
 from coatcheck.messaging.client import NatsClient
+from coatcheck.settings import Settings
 from coatcheck.storage.database import Pool
 from coatcheck.telemetry.provider import ObservabilityProvider
+from schemas.tracing import trace_id, trace_page
 
 
 @contextlib.asynccontextmanager
@@ -22,3 +27,10 @@ async def tracing(pool: Pool, nats: NatsClient, telemetry: ObservabilityProvider
         tracer = Tracer(pool, nats, sender=sender, privacy=telemetry.privacy, scores=scores)
         await stack.enter_async_context(tracer.running())
         yield
+
+
+def trace_note(settings: Settings, run_key: str) -> str:
+    """A link where Phoenix is known, the trace's id where traces go elsewhere, and nothing without any."""
+    if settings.phoenix_url:
+        return f"[Trace]({trace_page(settings.phoenix_url, run_key)})"
+    return f"Trace `{trace_id(run_key)}`" if settings.has_otlp("traces") else ""

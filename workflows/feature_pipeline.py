@@ -31,6 +31,7 @@ from schemas.pipeline import (
 )
 from schemas.program import FEATURE_WAITS, FeatureWaits
 from schemas.task_queues import agent_queue
+from schemas.tracing import TRACE_NOTE
 from schemas.workflow_ids import MAX_WORKFLOW_ID_LENGTH, activity_id, run_key
 from workflows.convergence import standstill
 from workflows.outcomes import check_verdict, parked_delay, sends_back
@@ -383,13 +384,18 @@ class FeaturePipelineWorkflow:
             raise ApplicationError("the run has not started", type=errors.REQUEST_INVALID)
         return self._state
 
+    def _trace_note(self) -> str:
+        """As the worker has it; details are in no history, so whoever replays may say another."""
+        tell = workflow.extern_functions().get(TRACE_NOTE)
+        return str(tell(self._run.run_key)) if tell else ""
+
     async def _show_status(self) -> None:
         workflow.upsert_search_attributes([search_attributes.STATUS.value_set(self._run.status)])
         await self._record()
 
     async def _record(self, budget: Budget | None = None) -> None:
         """Store the step in PostgreSQL: one local activity, one statement, no server round trip of its own."""
-        workflow.set_current_details(self._run.details())
+        workflow.set_current_details(self._run.details(self._trace_note()))
         if not self._run.is_recorded:
             workflow.upsert_search_attributes(
                 [

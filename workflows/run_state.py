@@ -31,7 +31,6 @@ from schemas.pipeline import (
     Waiting,
 )
 from schemas.review import FindingMark
-from schemas.tracing import trace_id
 from schemas.workflow_ids import activity_id, task_key
 from workflows.telling import Telling
 
@@ -350,8 +349,8 @@ class RunState:
             }
         )
 
-    def details(self) -> str:
-        """Markdown for the Web UI: what a person needs to see of a run."""
+    def details(self, trace_note: str = "") -> str:
+        """Markdown for the Web UI: what a person needs to see of a run, and where its trace is."""
         lines = ["| stage | agent | state | verdict | deliverable | tokens | cost |", "|---|---|---|---|---|---|---|"]
         for row in self.progress().stages:
             where = f"`{row.subject}` #{row.sequence}" if row.subject else ""
@@ -363,7 +362,8 @@ class RunState:
         lines += [f"\n**Waiting for a decision on {item.stage}**: {item.reason}" for item in self.waiting.values()]
         if self.error is not None:
             lines.append(f"\n**{self.status}**: {self.error}")
-        lines.append(f"\ntrace `{trace_id(self.run_key)}`")
+        if trace_note:
+            lines.append(f"\n{trace_note}")
         return "\n".join(lines)
 
     # --- rows ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from coatcheck.redaction import redacted
 from schemas import event_payloads as payloads
 from schemas import events
 from schemas.activities import StageOrder
+from schemas.deliverable import DeliverableRef
 from schemas.events import AgentEvent
 from schemas.evidence import EvidenceSummary
 from schemas.workflow_ids import activity_id, session_of, task_key
@@ -41,6 +42,8 @@ class RoundEvents:
     order: StageOrder
     send: SendEvents
     _collected: list[AgentEvent] = field(default_factory=list)
+    _read: dict[str, DeliverableRef] = field(default_factory=dict)
+    """Tool call → the deliverable that it has read."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,9 +91,14 @@ class RoundEvents:
                 outcome=outcome,
                 seconds=round(time.monotonic() - started, 3),
                 result_bytes=run.result_bytes,
+                document=self._read.pop(call_id, None),
                 error=message,
             )
             self._tell(events.ToolCompleted, payload, call_id)
+
+    def read(self, call_id: str, document: DeliverableRef) -> None:
+        """A tool call has read a deliverable."""
+        self._read[call_id] = document
 
     def published(self, deliverable: payloads.DeliverablePublished) -> None:
         """The deliverable is stored."""

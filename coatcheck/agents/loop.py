@@ -34,6 +34,7 @@ from schemas.pipeline import StageKind
 from schemas.roles import Role
 from schemas.streams import stream_name
 from schemas.subjects import deliverable_subject
+from schemas.tracing import trace_page
 
 FINDINGS_BYTES: Final = 300
 """For the marks of a review in a notice of 1 KB: 18 findings with short ids."""
@@ -52,13 +53,22 @@ class StageRunner:
     """Runs rounds for one agent identity."""
 
     def __init__(
-        self, role: Role, *, author: Author, stores: Stores, workspaces: WorkspaceFolder, send_events: SendEvents
+        self,
+        role: Role,
+        *,
+        author: Author,
+        stores: Stores,
+        workspaces: WorkspaceFolder,
+        send_events: SendEvents,
+        phoenix_url: str | None = None,
     ) -> None:
         self._role = role
         self._author = author
         self._stores = stores
         self._workspaces = workspaces
         self._send_events = send_events
+        self._phoenix_url = phoenix_url
+        """Where notices say that the trace is, if anywhere."""
 
     async def run(self, task: Task) -> Notice:
         """Do the round and return its notice; raises as `_run` does.
@@ -189,6 +199,7 @@ class StageRunner:
             "rework": said.get("rework") or None,
             "findings": _marks([Finding.model_validate(item) for item in said.get("findings") or []]) or None,
             "evidence": summarise(evidence) if (evidence := _evidence(stored)) is not None else None,
+            "trace_url": trace_page(self._phoenix_url, task.order.run_key) if self._phoenix_url else None,
         }
         is_blocked = said["blockers"] != NO_BLOCKERS
         return self._stores.deliverables.create_notice(

@@ -69,6 +69,7 @@ async def fetch_deliverable(context: RunContext[Desk], stage: str, offset: int =
     tickets = await desk.tickets()
     if stage not in tickets:
         raise ModelRetry(f"no stage {stage!r} is behind your work; there are: {', '.join(tickets) or 'none'}")
+    desk.events.read(str(context.tool_call_id), tickets[stage])
     claim = deliverable_claim(tickets[stage], stage, offset=offset)
     desk.claims.append(claim)
     return deliverable_section(claim, tickets[stage], stage)

@@ -187,7 +187,8 @@ async def _events(settings: Settings) -> str:
         found = await backbone_status(client)
     if problems := backbone_problems(found, max_lag=MAX_LAG):
         raise CoatcheckError("; ".join(problems), hint="`coatcheck events dead` lists dead letters")
-    return f"{found.events:,} in the audit log, {found.lag:,} of them not in the table yet, no dead letters"
+    traces = "" if found.tracer_lag is None else f", {found.tracer_lag:,} not in traces yet"
+    return f"{found.events:,} in the audit log, {found.lag:,} of them not in the table yet{traces}, no dead letters"
 
 
 async def _archive(settings: Settings) -> str:

@@ -177,6 +177,11 @@ def backbone_problems(found: BackboneStatus, *, max_lag: int) -> list[str]:
     return problems
 
 
+def traces_told(found: BackboneStatus) -> str:
+    """How far traces are behind; never a problem of the backbone, since nothing waits for them."""
+    return "no traces are made" if found.tracer_lag is None else f"{found.tracer_lag:,}"
+
+
 def _status_rows(found: BackboneStatus) -> list[list[str]]:
     reader = "" if found.projector_exists else " (no projector has begun yet)"
     return [
@@ -184,6 +189,7 @@ def _status_rows(found: BackboneStatus) -> list[list[str]]:
         ["their bytes", f"{found.bytes:,}"],
         ["their sequences", f"{found.first_sequence} to {found.last_sequence}"],
         ["not in the table yet", f"{found.lag:,}{reader}"],
+        ["not in traces yet", traces_told(found)],
         ["dead letters", f"{found.dead_letters:,}"],
     ]
 

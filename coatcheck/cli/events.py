@@ -64,7 +64,7 @@ def status(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Show how large the audit log is, how far the table is behind it, and what could not be digested.
+    """Show how large the audit log is, how far table and traces are behind it, and what could not be digested.
 
     Exits with 1 when there are dead letters, or when the table is too far behind.
 

@@ -27,6 +27,8 @@ from coatcheck.cli.session import UP_HINT, load_settings, open_database, open_na
 from coatcheck.cli.waits import waits_of
 from coatcheck.errors import CoatcheckError, DependencyDownError
 from coatcheck.localstack.status import MemberState, load_status
+from coatcheck.messaging.accounts import TRACER
+from coatcheck.messaging.consumer import consumer_lag
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.redaction import redacted
 from coatcheck.settings import Settings
@@ -36,7 +38,8 @@ from coatcheck.storage.database import Pool
 from coatcheck.storage.spending import Dimension, spending
 from schemas.notice import Notice
 from schemas.pipeline import TaskNotice
-from schemas.tracing import trace_id
+from schemas.streams import AUDIT_LOG
+from schemas.tracing import trace_page
 from schemas.workflow_ids import activity_id
 from workflows.feature_pipeline import FeaturePipelineWorkflow
 
@@ -89,7 +92,9 @@ class Inquiry:
         await asyncio.gather(self._ask_nats(facts), self._ask_gateway())
         facts.missing, facts.troubles = self._missing, list(self._troubles.values())
         facts.ui_url = ui_url(self._settings, facts.found) if facts.found else None
-        facts.trace_url = trace_url(self._settings, facts.run_key)
+        if self._settings.phoenix_url:
+            facts.trace_url = trace_page(self._settings.phoenix_url, facts.run_key)
+        facts.has_traces = facts.has_traces or self._settings.has_otlp("traces") or facts.trace_url is not None
         return facts
 
     # --- which run ----------------------------------------------------------------------------------------------
@@ -191,11 +196,12 @@ class Inquiry:
         ]
 
     async def _ask_nats(self, facts: Facts) -> None:
-        """Which files the latest message of each stage has."""
+        """Which files the latest message of each stage has, and whether traces are made."""
         latest = latest_notices(facts.notices).values()
         facts.messages = [_message(item) for item in latest]
         try:
             async with asyncio.timeout(NATS_SECONDS), open_nats(self._settings) as client:
+                facts.has_traces = await consumer_lag(client, stream=AUDIT_LOG.name, name=TRACER) is not None
                 service, gate = DeliverableService(client), asyncio.Semaphore(_READS_AT_ONCE)
                 reads = (_with_files(service, item, gate) for item in latest)
                 facts.messages = list(await asyncio.gather(*reads))
@@ -256,11 +262,6 @@ async def _with_files(service: DeliverableService, item: TaskNotice, gate: async
             return _message(item, problem=str(error))
     files = [ProducedFile(path=found.path, bytes=found.bytes) for found in stored.deliverable.artifacts]
     return _message(item, files=files)
-
-
-def trace_url(settings: Settings, run_key: str) -> str | None:
-    """The run's trace in Phoenix; `None` when none is known."""
-    return f"{settings.phoenix_url.rstrip('/')}/redirects/traces/{trace_id(run_key)}" if settings.phoenix_url else None
 
 
 def ui_url(settings: Settings, found: FoundRun) -> str | None:

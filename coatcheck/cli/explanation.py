@@ -138,8 +138,8 @@ class Explanation(BaseModel):
     events: list[Happening] = []
     """The last ones, in order."""
     ui_url: str | None = None
-    trace_id: str
-    """Of the run's trace, whether one is made or not."""
+    trace_id: str | None = None
+    """Of the run's trace, where traces are made."""
     trace_url: str | None = None
     """Its page in Phoenix."""
     missing: list[str] = []
@@ -170,6 +170,8 @@ class Facts:
     """Servers and workers that are down."""
     ui_url: str | None = None
     trace_url: str | None = None
+    has_traces: bool = False
+    """A tracer has read the audit log, or this environment knows where traces are."""
 
     @property
     def status(self) -> str:
@@ -213,7 +215,7 @@ def compose(facts: Facts, waits: list[Wait]) -> Explanation:
         messages=facts.messages,
         events=[_happening(event) for event in facts.events if event.event_type not in _DETAILS][-LAST_EVENTS:],
         ui_url=facts.ui_url,
-        trace_id=trace_id(facts.run_key),
+        trace_id=trace_id(facts.run_key) if facts.has_traces else None,
         trace_url=facts.trace_url,
         missing=facts.missing,
     )

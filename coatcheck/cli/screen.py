@@ -182,7 +182,8 @@ def _events(told: Explanation, room: int) -> list[str]:
 
 def _foot(told: Explanation) -> list[str]:
     lines = [f"Temporal: {told.ui_url}"] if told.ui_url else []
-    return [*lines, f"Trace: {told.trace_url or told.trace_id}"]
+    trace = told.trace_url or told.trace_id
+    return [*lines, f"Trace: {trace}"] if trace else lines
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -64,6 +64,8 @@ def _call(conversation: Sequence[Said], call_id: str) -> dict[str, str]:
                 is_call = part["part_kind"] == _TOOL_CALL
                 key = SpanAttributes.INPUT_VALUE if is_call else SpanAttributes.OUTPUT_VALUE
                 content[key] = _text(part.get("args") if is_call else part.get("content"))
+                if is_call:
+                    content[SpanAttributes.TOOL_PARAMETERS] = content[key]
     return content
 
 

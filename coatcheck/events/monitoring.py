@@ -1,9 +1,9 @@
-"""How the backbone is: the size of the audit log, how far the table is behind it, and what could not be digested."""
+"""How the backbone is: the size of the audit log, how far its readers are behind it, and what could not be digested."""
 
 from pydantic import BaseModel, ConfigDict
 
 from coatcheck.events.dead_letters import count_dead_letters
-from coatcheck.messaging.accounts import PROJECTOR
+from coatcheck.messaging.accounts import PROJECTOR, TRACER
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.consumer import consumer_lag
 from schemas.streams import AUDIT_LOG
@@ -26,6 +26,8 @@ class BackboneStatus(BaseModel):
     unacknowledged: int
     """Events that a projector has, and that are not known to be in the table."""
     dead_letters: int
+    tracer_lag: int | None = None
+    """Events whose spans the telemetry endpoint is not known to have; `None` when no tracer has ever begun to read."""
 
     @property
     def lag(self) -> int:
@@ -43,6 +45,7 @@ async def backbone_status(client: NatsClient) -> BackboneStatus:
     """
     state = (await client.api(f"STREAM.INFO.{AUDIT_LOG.name}"))["state"]
     lag = await consumer_lag(client, stream=AUDIT_LOG.name, name=PROJECTOR)
+    traces = await consumer_lag(client, stream=AUDIT_LOG.name, name=TRACER)
     return BackboneStatus(
         events=state["messages"],
         bytes=state["bytes"],
@@ -52,4 +55,5 @@ async def backbone_status(client: NatsClient) -> BackboneStatus:
         pending=state["messages"] if lag is None else lag.pending,
         unacknowledged=0 if lag is None else lag.unacknowledged,
         dead_letters=await count_dead_letters(client),
+        tracer_lag=None if traces is None else traces.total,
     )

@@ -24,10 +24,11 @@ from coatcheck.storage.conversations import conversations
 from coatcheck.storage.database import Pool
 from coatcheck.storage.events import TRACER_LOCK, Connection
 from coatcheck.storage.state import read_brief
+from coatcheck.telemetry.kinds import RUN_KEY
 from coatcheck.telemetry.privacy import Privacy
 from coatcheck.telemetry.run_trace import RunTrace
 from coatcheck.telemetry.scores import ScoreSender, annotation
-from coatcheck.telemetry.spans import RUN_KEY, Span
+from coatcheck.telemetry.spans import Span
 from schemas.events import Event, EventInvalidError, UnknownEvent, read_event
 
 if TYPE_CHECKING:

@@ -34,13 +34,16 @@ async def watching(look: Callable[[], Awaitable[None]], *, every_seconds: float)
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def look_at_backbone(client: NatsClient, specs: Sequence[StreamSpec], instruments: BackboneInstruments) -> None:
+async def look_at_backbone(
+    client: NatsClient, specs: Sequence[StreamSpec], instruments: BackboneInstruments, *, has_traces: bool = False
+) -> None:
     """Tell how the streams are; of a NATS that is away, that it is.
 
     Args:
         client: An identity that may look: `core` or `observer`.
         specs: The streams.
         instruments: Are told.
+        has_traces: Whether traces are sent. Where they are not any more, nobody is behind with them.
     """
     try:
         status = await backbone_status(client)
@@ -52,6 +55,7 @@ async def look_at_backbone(client: NatsClient, specs: Sequence[StreamSpec], inst
     declared = {spec.name: spec for spec in specs}
     instruments.looked(
         lag=status.lag,
+        tracer_lag=status.tracer_lag if has_traces else None,
         dead_letters=status.dead_letters,
         streams=[(declared[stream.name], stream) for stream in streams],
     )

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from coatcheck.agents.prompt import expand
 from coatcheck.errors import CoatcheckError
 from coatcheck.messaging.deliverables import DeliverableService
+from coatcheck.telemetry.scope import working_on_task
 from schemas import errors
 from schemas.conversation import Claim, RedeemReply, RedeemRequest
 from schemas.notice import Notice
@@ -80,7 +81,8 @@ class ClaimService:
         except ValidationError as error:
             return _encode(RedeemReply(code=errors.REQUEST_INVALID, message=str(error)))
         try:
-            data = _encode(await self._reply(agent, request))
+            with working_on_task(request.task_key):
+                data = _encode(await self._reply(agent, request))
         except CoatcheckError as error:
             return _encode(RedeemReply(code=error.code, message=str(error), retryable=error.retryable))
         if len(data) <= MAX_DELIVERABLE_BYTES:

@@ -119,10 +119,11 @@ _READ_ALL: Final = (
     "STREAM.NAMES",
     "INFO",
     f"CONSUMER.INFO.{AUDIT_LOG.name}.{PROJECTOR}",
+    f"CONSUMER.INFO.{AUDIT_LOG.name}.{TRACER}",
     *(f"STREAM.INFO.{spec.name}" for spec in TOOL_STREAMS),
 )
-"""What the observer may ask besides: the list of streams, the account's totals, how far the projector is, and how full
-the streams of tool calls are, whose messages are nobody's but the gateways'."""
+"""What the observer may ask besides: the list of streams, the account's totals, how far projector and tracer are, and
+how full the streams of tool calls are, whose messages are nobody's but the gateways'."""
 
 
 class NatsUser(BaseModel):

@@ -246,8 +246,10 @@ class NatsClient:
             DeliverableTooLargeError: over the server's limit minus the room for headers.
         """
         connection = await self._live()
-        self._check(connection, subject, payload, headers or {})
-        await connection.publish(subject, payload, headers=headers, timeout_seconds=REQUEST_TIMEOUT_SECONDS)
+        sent = {**self.tracing.headers(), **(headers or {})}
+        self._check(connection, subject, payload, sent)
+        with self.tracing.sending(subject):
+            await connection.publish(subject, payload, headers=sent, timeout_seconds=REQUEST_TIMEOUT_SECONDS)
 
     async def request(self, subject: str, payload: bytes, *, timeout: float = REQUEST_TIMEOUT_SECONDS) -> bytes:  # noqa: ASYNC109  also the time to reconnect
         """Ask a service and return its reply.

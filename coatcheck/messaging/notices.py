@@ -83,7 +83,12 @@ def _without_extras(notice: Notice) -> Notice:
     """Drop what the deliverable has in full, one after the other, until a line of summary fits."""
     metadata = notice.metadata
     evidence = metadata.evidence.model_copy(update={"checks": []}) if metadata.evidence else None
-    for update in ({"evidence": evidence}, {"findings": None}, {"rework": (metadata.rework or [])[:1] or None}):
+    for update in (
+        {"trace_url": None},
+        {"evidence": evidence},
+        {"findings": None},
+        {"rework": (metadata.rework or [])[:1] or None},
+    ):
         if len(notice.to_wire()) + LEAST_TEXT_BYTES <= MAX_NOTICE_BYTES:
             break
         notice = notice.model_copy(update={"metadata": notice.metadata.model_copy(update=update)})

@@ -7,24 +7,26 @@ conventions for messaging the operations and kinds are followed.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from openinference.semconv.trace import OpenInferenceSpanKindValues, SpanAttributes
+from openinference.semconv.trace import SpanAttributes
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.semconv._incubating.attributes import messaging_attributes as messaging
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Tracer
+from opentelemetry.trace import SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from coatcheck.telemetry.live import LiveSpans
 from coatcheck.telemetry.scope import current_scope
+from coatcheck.telemetry.spans import Kind
 from schemas.tracing import HEADER_TRACEPARENT
 from schemas.workflow_ids import session_of
 
 HEADER_BAGGAGE: Final = "baggage"
-_SESSION: Final = "session.id="
+_SESSION: Final = f"{SpanAttributes.SESSION_ID}="
 _SYSTEM: Final = "nats"
 _LITERAL_TOKENS: Final = 3
 """Of a subject of ours: the prefix, what it is, and whose or which; names of runs and features come after those."""
@@ -37,60 +39,55 @@ class MessageTracing:
 
     Args:
         has_headers: Whether messages carry their trace context.
-        tracer: For a span per message; none when absent.
+        spans: Make a span per message; none when absent.
     """
 
-    def __init__(self, *, has_headers: bool = False, tracer: Tracer | None = None) -> None:
+    def __init__(self, *, has_headers: bool = False, spans: LiveSpans | None = None) -> None:
         self._has_headers = has_headers
-        self._tracer = tracer
+        self._spans = spans
 
     def headers(self) -> dict[str, str]:
         """What tells the receiver which work of which run a message belongs to; empty outside of any."""
         return _headers() if self._has_headers else {}
 
-    def sending(self, subject: str, message_id: str = "") -> AbstractContextManager[None]:
+    def sending(self, subject: str, message_id: str = "") -> AbstractContextManager[object]:
         """The block sends a message that belongs to the present work."""
         said = {messaging.MESSAGING_MESSAGE_ID: message_id} if message_id else {}
-        return self._span("send", SpanKind.PRODUCER, subject, None, said) if self._tracer else _NOTHING
+        return self._span("send", SpanKind.PRODUCER, subject, None, said)
 
-    def receiving(self, place: str) -> AbstractContextManager[None]:
+    def receiving(self, place: str) -> AbstractContextManager[object]:
         """The block reads a message for the present work."""
-        return self._span("receive", SpanKind.CLIENT, place, None, {}) if self._tracer else _NOTHING
+        return self._span("receive", SpanKind.CLIENT, place, None, {})
 
-    def processing(self, subject: str, headers: Mapping[str, str] | None) -> AbstractContextManager[None]:
+    def processing(self, subject: str, headers: Mapping[str, str] | None) -> AbstractContextManager[object]:
         """The block does what a message asks for."""
-        return self._span("process", SpanKind.CONSUMER, subject, headers or {}, {}) if self._tracer else _NOTHING
+        return self._span("process", SpanKind.CONSUMER, subject, headers or {}, {})
 
-    @contextlib.contextmanager
-    def processing_batch(self, stream: str, batch: Iterable[Mapping[str, str]]) -> Iterator[None]:
+    def processing_batch(self, stream: str, batch: Iterable[Mapping[str, str]]) -> AbstractContextManager[object]:
         """The block has the effect of many messages of many runs: a trace of its own, linked to theirs."""
-        if self._tracer is None:
-            yield
-            return
+        if self._spans is None:
+            return _NOTHING
         contexts = {context.span_id: context for headers in batch if (context := _context(headers)) is not None}
-        links = [trace.Link(context) for context in contexts.values()]
-        attributes = _attributes("process", stream)
-        with self._tracer.start_as_current_span(
-            f"process {stream}", kind=SpanKind.CONSUMER, attributes=attributes, links=links, context=Context()
-        ):
-            yield
+        return self._spans.below(
+            None,
+            Kind.CHAIN,
+            f"process {stream}",
+            role=SpanKind.CONSUMER,
+            attributes=_attributes("process", stream),
+            links=[trace.Link(context) for context in contexts.values()],
+        )
 
-    @contextlib.contextmanager
     def _span(
-        self, operation: str, kind: SpanKind, place: str, given: Mapping[str, str] | None, attributes: Mapping[str, Any]
-    ) -> Iterator[None]:
+        self, operation: str, role: SpanKind, place: str, given: Mapping[str, str] | None, attributes: Mapping[str, Any]
+    ) -> AbstractContextManager[object]:
+        if self._spans is None:
+            return _NOTHING
         headers = _headers() if given is None else given
-        assert self._tracer is not None
         if (parent := _context(headers)) is None:
-            yield  # about no run: a heartbeat, a breaker
-            return
-        name = f"{operation} {_template(place)}"
+            return _NOTHING  # about no run: a heartbeat, a breaker
         said = {**_attributes(operation, place), **attributes, **_session(headers)}
-        context = trace.set_span_in_context(NonRecordingSpan(parent), Context())
-        with self._tracer.start_as_current_span(
-            name, context, kind=kind, attributes=said, record_exception=False, set_status_on_exception=True
-        ):
-            yield
+        name = f"{operation} {_template(place)}"
+        return self._spans.below(parent, Kind.CHAIN, name, role=role, attributes=said)
 
 
 def _headers() -> dict[str, str]:
@@ -118,7 +115,6 @@ def _session(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _attributes(operation: str, place: str) -> dict[str, Any]:
     return {
-        SpanAttributes.OPENINFERENCE_SPAN_KIND: OpenInferenceSpanKindValues.CHAIN.value,
         messaging.MESSAGING_SYSTEM: _SYSTEM,
         messaging.MESSAGING_OPERATION_NAME: operation,
         messaging.MESSAGING_OPERATION_TYPE: operation,

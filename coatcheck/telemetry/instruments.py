@@ -42,6 +42,7 @@ BUDGET_REFUSED: Final = "coatcheck.budget.refused"
 LEDGER_IMBALANCE: Final = "coatcheck.ledger.imbalance"
 BACKBONE_UP: Final = "coatcheck.backbone.up"
 PROJECTOR_LAG: Final = "coatcheck.projector.lag"
+TRACER_LAG: Final = "coatcheck.tracer.lag"
 DEAD_LETTERS: Final = "coatcheck.dead_letters"
 STREAM_SIZE: Final = "coatcheck.stream.size"
 STREAM_SIZE_LIMIT: Final = "coatcheck.stream.size.limit"
@@ -219,6 +220,7 @@ class BackboneInstruments:
         self._values: Mapping[str, Sequence[Observation]] = {}
         for name, unit, description in (
             (PROJECTOR_LAG, "{event}", "Events that are not known to be in the table."),
+            (TRACER_LAG, "{event}", "Events whose spans the endpoint is not known to have."),
             (DEAD_LETTERS, "{message}", "Messages that could not be digested."),
             (STREAM_SIZE, "By", "Bytes of a stream."),
             (STREAM_SIZE_LIMIT, "By", "Bytes that a stream may have."),
@@ -228,11 +230,19 @@ class BackboneInstruments:
         ):
             meter.create_observable_gauge(name, [self._observer(name)], unit, description)
 
-    def looked(self, *, lag: int, dead_letters: int, streams: Iterable[tuple[StreamSpec, StreamStatus]]) -> None:
-        """The backbone has been looked at."""
+    def looked(
+        self,
+        *,
+        lag: int,
+        dead_letters: int,
+        streams: Iterable[tuple[StreamSpec, StreamStatus]],
+        tracer_lag: int | None = None,
+    ) -> None:
+        """The backbone has been looked at; `tracer_lag` is `None` where no traces are sent."""
         pairs = [(spec, status, {STREAM: spec.name}) for spec, status in streams]
         self._values = {
             PROJECTOR_LAG: [Observation(lag)],
+            TRACER_LAG: [] if tracer_lag is None else [Observation(tracer_lag)],
             DEAD_LETTERS: [Observation(dead_letters)],
             STREAM_SIZE: [Observation(status.bytes, labels) for _, status, labels in pairs],
             STREAM_SIZE_LIMIT: [Observation(spec.max_bytes, labels) for spec, _, labels in pairs],

@@ -12,9 +12,9 @@ from opentelemetry._logs import Logger, LogRecord, SeverityNumber
 from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import TraceFlags
 
+from coatcheck.telemetry.kinds import RUN_KEY, TASK_KEY
 from coatcheck.telemetry.privacy import Privacy
 from coatcheck.telemetry.scope import Scope, current_scope
-from coatcheck.telemetry.spans import RUN_KEY, TASK_KEY
 from schemas.workflow_ids import run_key, task_key
 
 OWN_LOGGERS: Final = frozenset({"coatcheck", "workers", "activities", "workflows", "schemas"})

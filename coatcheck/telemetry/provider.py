@@ -4,14 +4,14 @@ Owns the resource, the tracer, the meter, the logs and the sender of run traces,
 the endpoint does. Without an endpoint everything is a no-op of the API; the SDK is not even imported.
 
 The trace of a run is made by the core worker from the audit log (`coatcheck.events.tracer`), so that it is whole
-whoever dies (docs/adr/0020). The tracer here is for what has no event: the messages between processes.
+whoever dies (docs/adr/0020). `span` is for what has no event, such as the messages between processes.
 """
 
 import contextlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,9 @@ from opentelemetry.semconv._incubating.attributes import service_attributes
 from opentelemetry.trace import Tracer
 
 from coatcheck.settings import Settings
+from coatcheck.telemetry.live import LiveSpans, Told
 from coatcheck.telemetry.privacy import ContentCapture, Privacy
+from coatcheck.telemetry.spans import AttributeValue, Kind
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -59,18 +61,14 @@ class ObservabilityProvider:
         self.meter: Meter = NoOpMeter(SCOPE)
         self.has_metrics = False
         """Whether somebody reads the meter."""
-        self.message_tracer: Tracer | None = None
-        """For a span per message; only where that is wanted."""
         self.log_handlers: list[logging.Handler] = []
         self._settings = settings
         self._service = service
         self._ends: list[Callable[[], None]] = []
         os.environ.setdefault(SELF_METRICS, "true")
-        meters = self._start_metrics(readers)
+        self._meters = self._start_metrics(readers)
         if settings.has_otlp("logs"):
-            self._start_logs(meters)
-        if self.has_traces and settings.trace_messages:
-            self._start_tracer(meters)
+            self._start_logs()
 
     @cached_property
     def resource(self) -> "Resource":
@@ -84,6 +82,39 @@ class ObservabilityProvider:
             ResourceAttributes.PROJECT_NAME: self._settings.phoenix_project,
         }
         return Resource.create(said).merge(OTELResourceDetector().detect())
+
+    @cached_property
+    def live(self) -> LiveSpans | None:
+        """What makes spans in this process; `None` where nobody takes them. The SDK starts when it is first asked."""
+        return LiveSpans(self._start_tracer(), self.privacy) if self.has_traces else None
+
+    def span(
+        self,
+        kind: Kind,
+        name: str,
+        *,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        content: Mapping[str, str] | None = None,
+    ) -> contextlib.AbstractContextManager[Told]:
+        """The block is a span of the run that is worked on (`coatcheck.telemetry.scope`), with its kind and session.
+
+        A leaf below the present round, also inside another such span. Without an endpoint, or outside of any run,
+        nothing is made.
+
+        Args:
+            kind: OpenInference's: AGENT, LLM, TOOL, CHAIN, RETRIEVER, EVALUATOR and so on.
+            name: One of few: names of runs and people are attributes.
+            attributes: Names and numbers; `coatcheck.telemetry.kinds` has those of each kind.
+            content: What a person or a model wrote, such as `input.value`; leaves as `COATCHECK_CONTENT_CAPTURE` says.
+
+        Returns:
+            A context manager; what it yields takes further attributes and content until the block ends.
+        """
+        return (
+            contextlib.nullcontext(Told())
+            if self.live is None
+            else self.live.span(kind, name, attributes=attributes, content=content)
+        )
 
     def span_sender(self) -> "SpanSender":
         """What brings a run's spans to the endpoint; only where `has_traces`."""
@@ -136,7 +167,7 @@ class ObservabilityProvider:
         self._ends.append(provider.shutdown)
         return provider
 
-    def _start_logs(self, meters: "MeterProvider | None") -> None:
+    def _start_logs(self) -> None:
         from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
         from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415
@@ -144,20 +175,20 @@ class ObservabilityProvider:
 
         from coatcheck.telemetry.logs import ExportingHandler  # noqa: PLC0415
 
-        exporter = OTLPLogExporter(timeout=EXPORT_SECONDS, compression=Compression.Gzip, meter_provider=meters)
-        provider = LoggerProvider(self.resource, shutdown_on_exit=False, meter_provider=meters)
-        provider.add_log_record_processor(BatchLogRecordProcessor(exporter, meter_provider=meters))
+        exporter = OTLPLogExporter(timeout=EXPORT_SECONDS, compression=Compression.Gzip, meter_provider=self._meters)
+        provider = LoggerProvider(self.resource, shutdown_on_exit=False, meter_provider=self._meters)
+        provider.add_log_record_processor(BatchLogRecordProcessor(exporter, meter_provider=self._meters))
         self.log_handlers.append(ExportingHandler(provider.get_logger(SCOPE), self.privacy))
         self._ends.insert(0, provider.shutdown)
 
-    def _start_tracer(self, meters: "MeterProvider | None") -> None:
+    def _start_tracer(self) -> Tracer:
         from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-        exporter = OTLPSpanExporter(timeout=EXPORT_SECONDS, compression=Compression.Gzip, meter_provider=meters)
-        provider = TracerProvider(resource=self.resource, shutdown_on_exit=False, meter_provider=meters)
-        provider.add_span_processor(BatchSpanProcessor(exporter, meter_provider=meters))
-        self.message_tracer = provider.get_tracer(SCOPE)
+        exporter = OTLPSpanExporter(timeout=EXPORT_SECONDS, compression=Compression.Gzip, meter_provider=self._meters)
+        provider = TracerProvider(resource=self.resource, shutdown_on_exit=False, meter_provider=self._meters)
+        provider.add_span_processor(BatchSpanProcessor(exporter, meter_provider=self._meters))
         self._ends.insert(0, provider.shutdown)
+        return provider.get_tracer(SCOPE)

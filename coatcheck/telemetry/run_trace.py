@@ -2,10 +2,13 @@
 
     run <feature>        root: submitted and begun; exported at once, so a trace is there while its run is under way
     └ pipeline           all that the run does, until it ends or Temporal takes it back
-      └ <stage>          AGENT: one round of a stage by its agent, with what happened in it as moments
+      └ <stage>          AGENT: a stage, and its first round by its agent, with what happened in it as moments
         ├ turn <n>       LLM: a model turn, from the proxy's journal
         ├ <tool>         TOOL, or RETRIEVER
-        └ <criterion>    EVALUATOR: a judge's opinion
+        ├ <criterion>    EVALUATOR: a judge's opinion
+        └ <stage>, round <n>   AGENT: a later round of the stage, with the same below it
+
+So everything that a stage took is below one span, which no later event has to make (docs/adr/0048).
 
 A pure fold, without a clock: the same events give the same spans, and every parent is made from an event that the run
 cannot end without. An event that comes again makes the same span again.
@@ -18,25 +21,25 @@ from typing import Any, Final
 
 from openinference.semconv.trace import SpanAttributes
 
-from coatcheck.telemetry.spans import (
-    COST,
+from coatcheck.telemetry.kinds import (
     DESTINATION,
     MESSAGE_ID,
     REFERENCE,
-    ROUND,
     RUN_KEY,
     STAGE,
     STATUS,
     TASK_KEY,
     UNKNOWN,
-    Kind,
-    Moment,
-    Span,
-    Words,
+    agent_attributes,
+    evaluator_attributes,
     llm_attributes,
+    place,
+    retriever_attributes,
     tool_attributes,
 )
+from coatcheck.telemetry.spans import Kind, Moment, Span, Words
 from schemas import events
+from schemas.deliverable import DeliverableRef
 from schemas.events import Event, UnknownEvent
 from schemas.notice import Notice
 from schemas.roles import FETCH_DELIVERABLE
@@ -53,7 +56,9 @@ class _Round:
     """A round that has begun and not ended."""
 
     span_id: str
-    reset: str
+    parent_id: str
+    is_first: bool
+    """Of its stage, in its pipeline."""
     stage: str
     number: int
     agent: str
@@ -82,6 +87,10 @@ class RunTrace:
     """Task key → span of its latest round."""
     _begun: set[str] = field(default_factory=set)
     """Spans of all rounds."""
+    _stages: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Reset and stage → span of the stage: of its first round there."""
+    _subjects: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Stream and sequence → subject, of what rounds have handed in."""
 
     def add(self, event: Event | UnknownEvent) -> list[Span]:
         """The spans that are complete with this event."""
@@ -103,6 +112,8 @@ class RunTrace:
     def _run_started(self, event: events.RunStarted) -> list[Span]:
         said = event.payload
         self._tenant, self._began_at = said.tenant, self._began_at or event.occurred_at
+        for inherited in said.inherited:
+            self._know(inherited.notice)
         attributes = {
             RUN_KEY: self.run_key,
             "coatcheck.feature": said.feature,
@@ -180,11 +191,13 @@ class RunTrace:
     def _stage_started(self, event: events.StageStarted) -> list[Span]:
         said, key = event.payload, event.entity_id
         cut_off = self._end(key, event.occurred_at, "reset", "")
-        self._latest[key] = span_id(event.event_id)
-        self._begun.add(self._latest[key])
+        own = self._latest[key] = span_id(event.event_id)
+        self._begun.add(own)
+        head = self._stages.setdefault((event.occurrence, said.stage), own)
         self._rounds[key] = _Round(
-            span_id=self._latest[key],
-            reset=event.occurrence,
+            span_id=own,
+            parent_id=pipeline_span_id(self.run_key, event.occurrence) if head == own else head,
+            is_first=head == own,
             stage=said.stage,
             number=said.round,
             agent=event.agent or "",
@@ -197,6 +210,7 @@ class RunTrace:
     @_spans.register
     def _stage_completed(self, event: events.StageCompleted) -> list[Span]:
         notice = event.payload.notice
+        self._know(notice)
         return self._end(event.entity_id, event.occurred_at, "completed", notice.summary, notice)
 
     @_spans.register
@@ -213,22 +227,17 @@ class RunTrace:
         """The span of a round, unless it has ended before."""
         if (ended := self._rounds.pop(key, None)) is None:
             return []
-        inputs = ",".join(f"{stage}={ticket}" for stage, ticket in ended.inputs.items())
         agent = self._span(
             Kind.AGENT,
-            ended.stage,
+            ended.stage if ended.is_first else f"{ended.stage}, round {ended.number}",
             span_id=ended.span_id,
-            parent_id=pipeline_span_id(self.run_key, ended.reset),
+            parent_id=ended.parent_id,
             start=ended.started_at,
             end=at,
             attributes={
-                SpanAttributes.AGENT_NAME: ended.agent,
-                SpanAttributes.GRAPH_NODE_ID: ended.stage,
                 TASK_KEY: key,
                 STATUS: status,
-                **_place(ended.stage, ended.number),
-                **({"coatcheck.inputs": inputs} if inputs else {}),
-                **(_notice_attributes(notice) if notice else {}),
+                **agent_attributes(ended.agent, ended.stage, ended.number, ended.inputs, notice),
             },
             content={SpanAttributes.INPUT_VALUE: ended.comment, SpanAttributes.OUTPUT_VALUE: said},
             moments=ended.moments,
@@ -237,6 +246,9 @@ class RunTrace:
         )
         return [agent]
 
+    def _know(self, notice: Notice) -> None:
+        self._subjects[notice.ref.stream, notice.ref.sequence] = notice.nats_channel
+
     # --- within a round -----------------------------------------------------------------------------------------
 
     @_spans.register
@@ -244,7 +256,7 @@ class RunTrace:
         said = event.payload
         cost = UNKNOWN if said.cost_usd is None else str(said.cost_usd)
         attributes = llm_attributes(said.model, said.tokens_in, said.tokens_out, said.tokens_cached, cost)
-        attributes |= _place(said.stage, said.round)
+        attributes |= place(said.stage, said.round)
         attributes |= {REFERENCE: f"{event.entity_id}#{said.turn}", "coatcheck.calls": said.calls}
         span = self._within(event, Kind.LLM, f"turn {said.turn}", said.seconds, attributes, is_ok=True)
         return [replace(span, words=Words(event.entity_id, turn=said.turn))]
@@ -253,23 +265,33 @@ class RunTrace:
     def _tool_completed(self, event: events.ToolCompleted) -> list[Span]:
         said = event.payload
         kind = Kind.RETRIEVER if said.tool == FETCH_DELIVERABLE else Kind.TOOL
-        attributes = tool_attributes(said.tool, said.tool_call_id) | _place(said.stage, said.round)
+        if kind is Kind.RETRIEVER:
+            read = [self._name(said.document)] if said.document else []
+            attributes = retriever_attributes(said.tool, said.tool_call_id, read)
+        else:
+            attributes = tool_attributes(said.tool, said.tool_call_id)
+        attributes |= place(said.stage, said.round)
         attributes |= {REFERENCE: event.entity_id, "coatcheck.result.bytes": said.result_bytes}
         is_ok = said.outcome == "ok"
         span = self._within(event, kind, said.tool, said.seconds, attributes, is_ok=is_ok, error=said.error)
         return [replace(span, words=Words(event.entity_id, call_id=said.tool_call_id))]
 
+    def _name(self, document: DeliverableRef) -> str:
+        """Subject, sequence and sha256; the stream in place of a subject that nobody in this run has told."""
+        where = self._subjects.get((document.stream, document.sequence), document.stream)
+        return f"{where}/{document.sequence}/{document.sha256}"
+
     @_spans.register
     def _judge_scored(self, event: events.JudgeScored) -> list[Span]:
         said = event.payload
-        attributes = {"coatcheck.judge": said.judge, "coatcheck.score": said.score, **_place(said.stage, said.round)}
+        attributes = evaluator_attributes(said.judge, said.score) | place(said.stage, said.round)
         content = {SpanAttributes.OUTPUT_VALUE: said.explanation or said.label}
         return [self._within(event, Kind.EVALUATOR, said.criterion, 0, attributes, content=content, is_ok=True)]
 
     @_spans.register
     def _judge_failed(self, event: events.JudgeFailed) -> list[Span]:
         said = event.payload
-        attributes = {"coatcheck.judge": said.judge, **_place(said.stage, said.round)}
+        attributes = evaluator_attributes(said.judge) | place(said.stage, said.round)
         return [self._within(event, Kind.EVALUATOR, said.criterion, 0, attributes, is_ok=False, error=said.error)]
 
     @_spans.register
@@ -332,18 +354,3 @@ class RunTrace:
             attributes=attributes,
             **rest,
         )
-
-
-def _place(stage: str | None, number: int | None) -> dict[str, Any]:
-    place = {STAGE: stage, ROUND: number}
-    return {name: value for name, value in place.items() if value is not None}
-
-
-def _notice_attributes(notice: Notice) -> dict[str, Any]:
-    meta = notice.metadata
-    said = {
-        REFERENCE: notice.ref.to_ticket(),
-        COST: UNKNOWN if meta.cost_usd is None else str(meta.cost_usd),
-        "coatcheck.verdict": str(meta.verdict) if meta.verdict else None,
-    }
-    return {name: value for name, value in said.items() if value is not None}

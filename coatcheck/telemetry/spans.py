@@ -1,4 +1,4 @@
-"""One span as plain data, and what each kind of span says: the OpenInference attributes, by their own names.
+"""One span as plain data, and how it is made fit to leave.
 
 Kinds are OpenInference's. `Span` knows nothing of the SDK, so whoever makes spans needs none; `exporting` turns them
 into OTLP.
@@ -7,28 +7,13 @@ into OTLP.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from openinference.semconv.trace import OpenInferenceSpanKindValues, SpanAttributes
-from opentelemetry.semconv._incubating.attributes import messaging_attributes
+from openinference.semconv.trace import OpenInferenceSpanKindValues
 
 from coatcheck.telemetry.privacy import Privacy
 
 AttributeValue = str | int | float | bool
-
-STAGE: Final = "coatcheck.stage"
-ROUND: Final = "coatcheck.round"
-RUN_KEY: Final = "coatcheck.run.key"
-TASK_KEY: Final = "coatcheck.task.key"
-STATUS: Final = "coatcheck.status"
-REFERENCE: Final = "coatcheck.reference"
-"""Where the whole content is: a ticket of a deliverable, or a turn of the conversation in the database."""
-COST: Final = "coatcheck.cost_usd"
-"""A decimal number, or `unknown`: Phoenix shows 0 for a model that it has no price for."""
-UNKNOWN: Final = "unknown"
-
-DESTINATION: Final = messaging_attributes.MESSAGING_DESTINATION_NAME
-MESSAGE_ID: Final = messaging_attributes.MESSAGING_MESSAGE_ID
 
 MAX_NAME_CHARACTERS: Final = 256
 MAX_NUMBER: Final = 2**63 - 1
@@ -86,15 +71,23 @@ class Span:
         shown = {name: text for name, value in self.content.items() if (text := privacy.content(value)) is not None}
         return replace(
             self,
-            name=privacy.safe(self.name)[:MAX_NAME_CHARACTERS],
-            attributes={**_safe(self.attributes, privacy), **shown},
+            name=safe_name(self.name, privacy),
+            attributes={**safe_attributes(self.attributes, privacy), **shown},
             content={},
-            moments=[replace(moment, attributes=_safe(moment.attributes, privacy)) for moment in self.moments],
+            moments=[
+                replace(moment, attributes=safe_attributes(moment.attributes, privacy)) for moment in self.moments
+            ],
             error=privacy.content(self.error) or "",
         )
 
 
-def _safe(attributes: Mapping[str, AttributeValue], privacy: Privacy) -> dict[str, AttributeValue]:
+def safe_name(name: str, privacy: Privacy) -> str:
+    """A span's name as it may leave."""
+    return privacy.safe(name)[:MAX_NAME_CHARACTERS]
+
+
+def safe_attributes(attributes: Mapping[str, AttributeValue], privacy: Privacy) -> dict[str, AttributeValue]:
+    """Names and numbers as they may leave: redacted, and such that every backend can store them."""
     return {name: _safe_value(value, privacy) for name, value in attributes.items()}
 
 
@@ -102,27 +95,3 @@ def _safe_value(value: AttributeValue, privacy: Privacy) -> AttributeValue:
     if isinstance(value, str):
         return privacy.safe(value)
     return max(-MAX_NUMBER, min(value, MAX_NUMBER)) if isinstance(value, int) else value
-
-
-def llm_attributes(model: str, tokens_in: int, tokens_out: int, tokens_cached: int, cost: str) -> dict[str, Any]:
-    """What every LLM span says; `model` as `provider:model`."""
-    provider, _, name = model.rpartition(":")
-    said: dict[str, Any] = {
-        SpanAttributes.LLM_MODEL_NAME: name,
-        SpanAttributes.LLM_TOKEN_COUNT_PROMPT: tokens_in,
-        SpanAttributes.LLM_TOKEN_COUNT_COMPLETION: tokens_out,
-        SpanAttributes.LLM_TOKEN_COUNT_TOTAL: tokens_in + tokens_out,
-        COST: cost,
-    }
-    if provider:
-        said[SpanAttributes.LLM_PROVIDER] = provider
-    if tokens_cached:
-        said[SpanAttributes.LLM_TOKEN_COUNT_PROMPT_DETAILS_CACHE_READ] = tokens_cached
-    if cost != UNKNOWN:
-        said[SpanAttributes.LLM_COST_TOTAL] = float(cost)
-    return said
-
-
-def tool_attributes(tool: str, call_id: str) -> dict[str, Any]:
-    """What every TOOL or RETRIEVER span says."""
-    return {SpanAttributes.TOOL_NAME: tool, SpanAttributes.TOOL_ID: call_id}

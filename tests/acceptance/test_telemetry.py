@@ -1,6 +1,8 @@
 """A run observed from outside while its workers die: the trace is whole, and with content off nothing of it leaves."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,22 +12,31 @@ from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry.proto.trace.v1 import trace_pb2
+from temporalio.client import Client
+from temporalio.worker import Replayer
 
+from coatcheck.events.monitoring import backbone_status
 from coatcheck.localstack import LocalStack
 from coatcheck.messaging.deliverables import DeliverableService
 from coatcheck.storage.database import open_pool
 from coatcheck.storage.spending import Dimension, spending
-from schemas.notice import Notice
+from schemas.notice import MAX_NOTICE_BYTES, Notice
 from schemas.tracing import trace_id
 from tests.acceptance.program import Outcome, coatcheck, environment
 from tests.integration.nats_clients import client_as
 from tests.telemetry.collector import Collector
 from tests.telemetry.tree import attribute, check_exported
+from workers.interceptors import CoatcheckInterceptor
+from workers.temporal import DATA_CONVERTER, connect, sandbox_runner
+from workflows.feature_pipeline import FeaturePipelineWorkflow
 
 BRIEF = "Find customers by name. CANARY-OF-THE-BRIEF must not leave."
 KEY = "sk-canary-0123456789abcdef"
 DEATHS = "tracer.before_send=kill*1,tracer.after_send=kill*2,agent.after_turn=kill*1"
 """The core worker dies three times with spans in its hands, the agents once in the middle of a round."""
+PHOENIX = "http://127.0.0.1:1"
+"""Nobody is there; the links say so all the same."""
+TEMPORAL = Path(sys.executable).parent / "temporal"
 SHORTEST_TEXT = 20
 """Characters of a line that is looked for: a shorter one may be a name."""
 
@@ -49,6 +60,12 @@ class Observed:
         assert status is not None
         return status.dsn
 
+    async def temporal(self) -> Client:
+        """A client."""
+        status = self.stack.status().temporal
+        assert status is not None
+        return await connect(status.address, status.namespace)
+
     def spans(self) -> list[trace_pb2.Span]:
         """Of the run's trace, as often as they came."""
         return [span for span in self.collector.spans() if span.trace_id.hex() == trace_id(self.run_key)]
@@ -68,6 +85,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             COATCHECK_FAILPOINTS_DIR=str(folder),
             OPENAI_API_KEY=KEY,
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            PHOENIX_COLLECTOR_ENDPOINT=PHOENIX,
         )
         with LocalStack(folder / "stack", env=env) as stack:
             data_dir = Path(stack.config.data_dir)
@@ -100,6 +118,71 @@ async def test_the_trace_is_whole_though_workers_died(observed: Observed) -> Non
     assert len(llm) == spent.turns
     assert sum(int(attribute(span, "llm.token_count.prompt") or 0) for span in llm) == spent.tokens_in
     assert sum(int(attribute(span, "llm.token_count.completion") or 0) for span in llm) == spent.tokens_out
+
+
+async def test_what_was_read_is_a_document(observed: Observed) -> None:
+    """Of each RETRIEVER span: subject, sequence and sha256 of what a round has handed in."""
+    async with open_pool(observed.dsn) as pool:
+        rows = await pool.fetch("SELECT output_data FROM task_executions")
+    notices = [Notice.model_validate(row["output_data"]) for row in rows]
+    stored = {f"{item.nats_channel}/{item.ref.sequence}/{item.ref.sha256}" for item in notices}
+    read = [span for span in observed.spans() if attribute(span, "openinference.span.kind") == "RETRIEVER"]
+    assert len({span.span_id for span in read}) == 3
+    assert {attribute(span, "retrieval.documents.0.document.id") for span in read} <= stored
+
+
+async def test_the_notice_and_temporal_lead_to_the_trace(observed: Observed) -> None:
+    """Where the workers know Phoenix; with the link a notice is no longer than any."""
+    link = f"{PHOENIX}/redirects/traces/{trace_id(observed.run_key)}"
+    async with open_pool(observed.dsn) as pool:
+        rows = await pool.fetch("SELECT output_data FROM task_executions WHERE status = 'completed'")
+    notices = [Notice.model_validate(row["output_data"]) for row in rows]
+    assert {notice.metadata.trace_url for notice in notices} == {link}
+    assert max(len(notice.to_wire()) for notice in notices) <= MAX_NOTICE_BYTES
+    handle = (await observed.temporal()).get_workflow_handle("feature/customer-search")
+    details = (await handle.query("__temporal_workflow_metadata")).current_details
+    assert f"[Trace]({link})" in details
+
+
+async def test_a_replay_tells_nothing(observed: Observed) -> None:
+    """Neither events nor spans: what has happened is told where it happens, and the workflow is not asked again."""
+    nats = observed.stack.status().nats
+    assert nats is not None
+    history = await (await observed.temporal()).get_workflow_handle("feature/customer-search").fetch_history()
+    async with client_as(nats, "observer") as client:
+        before = await backbone_status(client), len(observed.spans())
+        replayer = Replayer(
+            workflows=[FeaturePipelineWorkflow],
+            data_converter=DATA_CONVERTER,
+            interceptors=[CoatcheckInterceptor()],
+            workflow_runner=sandbox_runner(),
+        )
+        assert (await replayer.replay_workflow(history)).replay_failure is None
+        assert (await backbone_status(client), len(observed.spans())) == before
+
+
+def test_how_far_traces_are_behind_is_said(observed: Observed) -> None:
+    """They have arrived, so not at all."""
+    assert observed.cli("events", "status", "--json").json["tracer_lag"] == 0
+    assert "not in traces yet      0" in observed.cli("events", "status").out
+    assert "0 not in traces yet" in observed.cli("doctor").out
+
+
+def test_a_run_that_is_terminated_has_a_closed_trace(observed: Observed) -> None:
+    """Terminated behind our back while it waits for a person, by Temporal's own program."""
+    assert observed.cli("run", "left-alone", "Wait for me.", "--gate", "research").code == 0
+    _wait(lambda: bool(observed.cli("progress", "left-alone", "--json").json["waiting"]))
+    run_key = observed.cli("progress", "left-alone", "--json").json["run_key"]
+    temporal = observed.stack.status().temporal
+    assert temporal is not None
+    command = [TEMPORAL, "workflow", "terminate", "--workflow-id", "feature/left-alone", "--address", temporal.address]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    assert observed.cli("reconcile").code == 0
+    left = Observed(observed.stack, observed.collector, run_key)
+    _wait(lambda: any(span.name == "pipeline" for span in left.spans()))
+    check_exported(left.spans())
+    [pipeline] = {span.span_id: span for span in left.spans() if span.name == "pipeline"}.values()
+    assert attribute(pipeline, "coatcheck.status") == "cancelled"
 
 
 def test_messages_are_siblings_of_the_work_that_sends_them(observed: Observed) -> None:

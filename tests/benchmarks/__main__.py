@@ -236,13 +236,19 @@ async def observing(folder: Path) -> list[Figure]:
     found = await measure_telemetry(
         lambda name, variables: _stack(folder / f"telemetry-{name}", 0, variables=variables), REAL
     )
-    detail = f"{found.spans:.0f} spans, {found.kilobytes:.0f} KB"
+    detail = f"{found.cpu_without:.0f} ms without; traces, log lines and metrics over OTLP"
     return [
         Figure("CPU that telemetry adds to a run", found.cpu_milliseconds, 20, "ms", detail),
+        Figure("spans of a run", found.spans, 45, "", "with one revise round"),
+        Figure("traces of a run", found.kilobytes, 300, "KB", "uncompressed"),
         Figure("latency of a run alone with telemetry, against without", found.wall, 1.05, "x", "40 interleaved pairs"),
         *(
-            Figure(f"the same with a backend that {how}", ratio, 1.05, "x", "")
+            Figure(f"the same with a backend that {how}", ratio, 1.05, "x", "40 interleaved pairs")
             for how, ratio in found.wall_by_backend.items()
+        ),
+        *(
+            Figure(f"a worker ends while its backend {how}", seconds, 3, "s", "the slowest of three")
+            for how, seconds in found.exit_seconds.items()
         ),
     ]
 

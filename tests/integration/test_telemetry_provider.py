@@ -11,10 +11,14 @@ import pytest
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from coatcheck.settings import Settings
+from coatcheck.telemetry.instruments import ModelInstruments
 from coatcheck.telemetry.provider import ObservabilityProvider
+from coatcheck.telemetry.scope import working_on_task
+from coatcheck.telemetry.spans import Kind
 from tests.acceptance.program import environment
 from tests.telemetry.collector import Collector
 from tests.telemetry.counting import counted
+from tests.telemetry.tree import attribute
 
 OBSERVE = """
 import logging, sys, time
@@ -68,6 +72,23 @@ def test_lines_arrive_before_the_end(tmp_path: Path) -> None:
     with Collector() as collector:
         observe(tmp_path, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs")
         assert "line 2999" in [record.body.string_value for record in collector.logs()]
+
+
+def test_metrics_and_live_spans_are_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last values and the last spans with the end of the process; without a scrape."""
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        telemetry = ObservabilityProvider(Settings(), "test")
+        instruments = ModelInstruments(telemetry.meter, ["openai:x"])
+        instruments.paid_again("openai:x")
+        with working_on_task("feature/x/0198c0de/backend-1"), telemetry.span(Kind.TOOL, "lookup"):
+            pass
+        telemetry.shutdown()
+        [point] = collector.metrics()["coatcheck.call.paid_again"].sum.data_points
+        assert point.as_int == 1
+        assert "coatcheck.breaker.state" in collector.metrics()
+        [span] = collector.spans()
+        assert (span.name, attribute(span, "session.id")) == ("lookup", "feature/x")
 
 
 @pytest.mark.parametrize("trouble", ["down", "slow", "failing"])

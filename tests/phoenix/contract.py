@@ -89,7 +89,10 @@ def wait(is_so: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
 
 
 def test_one_tree(lab: Lab) -> None:
-    """1 root, 0 orphans, 0 duplicates, 0 UNKNOWN kinds, every span in its session; at most 45 but for the judges'."""
+    """1 root, 0 orphans, 0 duplicates, 0 UNKNOWN kinds, every span in its session; at most 45 but for the judges'.
+
+    And at most 300 KB with previews of all content.
+    """
     spans = lab.spans()
     ids = [span["context"]["span_id"] for span in spans]
     assert len(ids) == len(set(ids))
@@ -98,6 +101,9 @@ def test_one_tree(lab: Lab) -> None:
     kinds = Counter(span["span_kind"] for span in spans)
     assert kinds.keys() == {"CHAIN", "AGENT", "LLM", "TOOL", "RETRIEVER", "EVALUATOR"}
     assert len(spans) - kinds["EVALUATOR"] <= 45
+    assert len(json.dumps(spans)) <= 300_000
+    read = [span["attributes"] for span in spans if span["span_kind"] == "RETRIEVER"]
+    assert all(item["retrieval.documents.0.document.id"].startswith("agog.deliverables.") for item in read)
     assert {span["attributes"]["session.id"] for span in spans} == {"feature/customer-search"}
     [session] = lab.get("/v1/projects/coatcheck/sessions")["data"]
     assert session["session_id"] == "feature/customer-search"
@@ -138,6 +144,16 @@ def test_the_link_leads_to_the_trace(lab: Lab) -> None:
     url = lab.cli("why", "customer-search", "--json").json["trace_url"]
     with urllib.request.urlopen(url, timeout=30) as answer:
         assert answer.status == 200
+
+
+async def test_every_notice_has_the_link(lab: Lab) -> None:
+    """The same that `why` prints."""
+    url = lab.cli("why", "customer-search", "--json").json["trace_url"]
+    postgres = lab.stack.status().postgres
+    assert postgres is not None
+    async with open_pool(postgres.dsn) as pool:
+        rows = await pool.fetch("SELECT output_data #>> '{metadata,trace_url}' AS said FROM task_executions")
+    assert {row["said"] for row in rows} == {url}
 
 
 async def test_sent_again_it_is_the_same(lab: Lab) -> None:

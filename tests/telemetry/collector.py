@@ -9,8 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -69,6 +71,17 @@ class Collector:
             for scope in resource.scope_logs
             for record in scope.log_records
         ]
+
+    def metrics(self) -> dict[str, Metric]:
+        """The last word on every metric that was accepted."""
+        requests = [ExportMetricsServiceRequest.FromString(body) for body in self._accepted("/v1/metrics")]
+        return {
+            metric.name: metric
+            for request in requests
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
 
     def _note(self, place: str, body: bytes) -> None:
         with self._heard:

@@ -105,7 +105,19 @@ def test_the_field_names_are_the_seeds() -> None:
     wire = json.loads(make("done").to_wire())
     assert list(wire) == SEED_FIELDS
     assert wire["metadata"]["sequence"] == REF.sequence
-    assert "trace_id" not in wire["metadata"]
+    assert "trace_url" not in wire["metadata"]
+
+
+def test_the_link_to_the_trace_gives_way_first() -> None:
+    """It follows from the run's name anyway; a verdict and findings do not."""
+    link = "https://phoenix.example.com/redirects/traces/" + 32 * "a"
+    short = make("done", trace_url=link)
+    assert short.metadata.trace_url == link
+    evidence = EvidenceSummary(passed=3, failed=1, checks=[CheckLine(check="backend/unit", exit=1, seconds=0.1)])
+    long = make("done", trace_url=link, evidence=evidence, findings=["F1!3fa9c2"] * 18)
+    assert len(long.to_wire()) <= MAX_NOTICE_BYTES
+    assert long.metadata.trace_url is None
+    assert long.metadata.evidence == evidence
 
 
 def test_what_the_deliverable_has_in_full_makes_room() -> None:

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.bench.recording import Recording
+from coatcheck.telemetry.kinds import COST, UNKNOWN
 from coatcheck.telemetry.run_trace import RunTrace
-from coatcheck.telemetry.spans import COST, UNKNOWN, Kind, Span
+from coatcheck.telemetry.spans import Kind, Span
 from schemas import event_payloads as payloads
 from schemas import events
 from schemas.events import Event
+from schemas.roles import FETCH_DELIVERABLE
 from schemas.tracing import pipeline_span_id, root_span_id, span_id, trace_id
 from schemas.workflow_ids import event_id
 from tests.bench.record import recorded
@@ -40,7 +42,7 @@ def test_every_recorded_run_is_one_tree(recording: Recording) -> None:
 
 
 def test_a_run_with_a_revision_and_a_rework() -> None:
-    """At most 45 spans; every round is its agent's, below the pipeline; all that was paid is in the turns."""
+    """At most 45 spans; a stage has all its rounds below it; all that was paid is in the turns."""
     spans = spans_of(DEMO)
     kinds = Counter(span.kind for span in spans)
     assert len(spans) <= 45
@@ -48,10 +50,42 @@ def test_a_run_with_a_revision_and_a_rework() -> None:
     assert kinds[Kind.LLM] == 17
     pipeline = next(span for span in spans if span.name == "pipeline")
     assert pipeline.parent_id == root_span_id(DEMO.run_key)
-    assert {span.parent_id for span in spans if span.kind is Kind.AGENT} == {pipeline.span_id}
+    rounds = {span.name: span for span in spans if span.kind is Kind.AGENT}
+    stages = {name for name, span in rounds.items() if span.parent_id == pipeline.span_id}
+    assert stages == {"research", "critique", "backend", "frontend", "qa", "statistics"}
+    later = {name: span.parent_id for name, span in rounds.items() if name not in stages}
+    repeated = ("research", "critique", "backend", "qa")
+    assert later == {f"{stage}, round 2": rounds[stage].span_id for stage in repeated}
+    assert {span.attributes["agent.name"] for span in spans if span.kind is Kind.AGENT} == {
+        "cynthia",
+        "sylvia",
+        "roy",
+        "jen",
+        "billy",
+        "priya",
+    }
     told = [event.payload for _, event in DEMO.of(events.TurnCompleted)]
     tokens = sum(int(span.attributes["llm.token_count.total"]) for span in spans if span.kind is Kind.LLM)
     assert tokens == sum(turn.tokens_in + turn.tokens_out for turn in told)
+
+
+def test_what_was_read_is_named() -> None:
+    """By subject, sequence and sha256; by its stream where the run has not told the subject."""
+    read = next(event for _, event in DEMO.of(events.ToolCompleted) if event.payload.tool == FETCH_DELIVERABLE)
+    notice = next(event for _, event in DEMO.of(events.StageCompleted)).payload.notice
+    foreign = notice.ref.model_copy(update={"sequence": 10_000})
+    ids = []
+    for document in (notice.ref, foreign, None):
+        retold = read.model_copy(update={"payload": read.payload.model_copy(update={"document": document})})
+        spans = fold(DEMO.run_key, [retold if event is read else event for event in DEMO.events])
+        [span] = [span for span in spans if span.span_id == span_id(read.event_id)]
+        assert span.kind is Kind.RETRIEVER
+        ids.append(span.attributes.get("retrieval.documents.0.document.id"))
+    assert ids == [
+        f"{notice.nats_channel}/{notice.ref.sequence}/{notice.ref.sha256}",
+        f"{notice.ref.stream}/10000/{notice.ref.sha256}",
+        None,
+    ]
 
 
 def test_the_root_is_there_from_the_beginning() -> None:

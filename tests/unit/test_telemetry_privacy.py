@@ -112,7 +112,11 @@ def test_a_turn_shows_what_was_said_in_it() -> None:
         "deliverable": {"stream": "s", "sequence": 7}
     }
     tool = with_words(span(words=Words(TASK, call_id="c1")), conversation).content
-    assert tool == {"input.value": '{"path": "a.py"}', "output.value": "wrote a.py"}
+    assert tool == {
+        "input.value": '{"path": "a.py"}',
+        "tool.parameters": '{"path": "a.py"}',
+        "output.value": "wrote a.py",
+    }
 
 
 class Kept(Logger):

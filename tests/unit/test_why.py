@@ -193,6 +193,7 @@ def full() -> Explanation:
         ],
         missing=["NATS gave no answer: " + "n" * 200],
         ui_url="http://127.0.0.1:8233/namespaces/default/workflows/feature%2Fcustomer-search/" + RUN[-36:] + "/history",
+        has_traces=True,
     )
     return compose(known, waits_of(known))
 
@@ -234,6 +235,13 @@ def test_the_screen_says_why_work_went_back_and_which_message_has_which_file() -
     assert "unknown" in total
     assert "3 turns unpriced" in total
     assert f"Trace: {trace_id(RUN)}" in lines
+
+
+def test_a_trace_that_nobody_makes_is_not_named() -> None:
+    """Neither on the screen nor as data."""
+    told = compose(facts(), [])
+    assert told.trace_id is None
+    assert "Trace:" not in screen(told, START)
 
 
 def test_a_short_answer_has_air() -> None:

@@ -27,6 +27,7 @@ from coatcheck.gateway.tools.server import ToolServer, as_text
 from coatcheck.messaging.client import NatsClient
 from coatcheck.messaging.work_queue import Job
 from coatcheck.storage.tool_calls import Ended, Granted, Orphaned, OverBudget, ToolJournal
+from coatcheck.telemetry.scope import working_on_task
 from schemas import errors
 from schemas.mcp import CallTool, QueuedCall, ToolOutcome, call_token
 from schemas.streams import MCP_RESULTS
@@ -88,9 +89,10 @@ class ToolCaller:
                 await self._bury(job, server, "?", f"not a call: {error.errors(include_url=False)[0]['msg']}")
                 await job.done()
                 return
-            outcome = await self._outcome(queued, job, server)
-            await failpoint("tools.after_outcome")
-            await self._tell(queued, outcome)
+            with working_on_task(queued.call.task_key):
+                outcome = await self._outcome(queued, job, server)
+                await failpoint("tools.after_outcome")
+                await self._tell(queued, outcome)
             await failpoint("tools.after_result")
             await job.done()
             await failpoint("tools.after_ack")

@@ -21,6 +21,7 @@ from coatcheck.failpoints import failpoint
 from coatcheck.gateway.tools.server import ToolServer, as_text
 from coatcheck.messaging.client import NatsClient
 from coatcheck.storage.tool_calls import Ended, ToolJournal
+from coatcheck.telemetry.scope import working_on_task
 from schemas import errors
 from schemas.mcp import (
     CallTool,
@@ -104,7 +105,8 @@ class ToolDesk:
                 server = self._check_allowed(caller, request)
                 if caller == OPERATOR:
                     return await self._try(server, request)
-                return await self._call(caller, server, request)
+                with working_on_task(request.task_key):
+                    return await self._call(caller, server, request)
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
