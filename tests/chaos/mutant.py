@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from coatcheck.messaging.client import NatsClient, PublishAck
+from coatcheck.messaging.signatures import Signatures
+from schemas.deliverable import HEADER_SHA256, HEADER_SIGNATURE
 from workers.__main__ import main
 
 MUTATION_FILE = "COATCHECK_MUTATION_FILE"
@@ -31,8 +33,10 @@ def no_message_id() -> None:
         stream: str,
         headers: Mapping[str, str] | None = None,
     ) -> PublishAck:
-        anew = f"{message_id}~{uuid.uuid4()}"
-        return await publish(self, subject, payload, message_id=anew, stream=stream, headers=headers)
+        anew, said = f"{message_id}~{uuid.uuid4()}", dict(headers or {})
+        if HEADER_SIGNATURE in said:  # the id is signed, too
+            said |= Signatures(self.user).headers(subject, anew, said[HEADER_SHA256])
+        return await publish(self, subject, payload, message_id=anew, stream=stream, headers=said)
 
     NatsClient.publish = publish_anew  # type: ignore[method-assign]
 
